@@ -1,0 +1,83 @@
+"""`Dataset`: what a folder or annotation file says, before any pixel is decoded; every format reads into it and writes from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Polygon = list[float]  # x0, y0, x1, y1, ... in pixels
+Rle = dict[str, Any]  # {"size": [h, w], "counts": list[int] (uncompressed) | str | bytes (compressed)}, COCO's column-major runs
+
+
+@dataclass(frozen=True, slots=True)
+class KeypointSchema:
+    """The skeleton that a data set defines."""
+
+    names: tuple[str, ...]
+    edges: tuple[tuple[int, int], ...] = ()  # pairs of indices into names
+    flip_pairs: tuple[tuple[int, int], ...] = ()  # left and right partners
+    sigmas: tuple[float, ...] = ()  # OKS falloff of each keypoint; empty: not known
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One annotated object, as stored on disk."""
+
+    label: int  # index into Dataset.classes
+    segmentation: tuple[Polygon, ...] | Rle | None = None  # one or more polygons (their union), or a run-length code
+    box: tuple[float, float, float, float] | None = None  # xyxy, pixels
+    keypoints: tuple[tuple[float, float, int], ...] | None = None  # x, y, visibility (0 unlabelled, 1 hidden, 2 visible)
+    crowd: bool = False
+    area: float | None = None
+    id: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)  # fields of the source that delineate does not read, kept for writing
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMap:
+    """A picture of class ids or of object ids that lies beside the image."""
+
+    path: Path
+    kind: Literal["semantic", "instance"]
+    frame: int = 0  # page of a multi-page TIFF
+    # raw pixel value (or RGB colour) -> class id (kind semantic); None: the values are the ids. Values not listed are errors.
+    values: dict[int | tuple[int, int, int], int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One picture of a data set and where its truth lies."""
+
+    name: str  # unique in the data set: the stem, with folders joined by "/" where stems repeat, "#page" for TIFF pages
+    image: Path
+    frame: int = 0  # page of a multi-page TIFF
+    size: tuple[int, int] | None = None  # height, width as the annotation states them
+    image_id: int | str | None = None
+    instances: tuple[Instance, ...] | None = None  # None: this data set has no objects; (): a picture without objects
+    label_map: LabelMap | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A data set read from disk: its classes, and the records of each split. Made by `delineate.data.open_dataset`."""
+
+    root: Path
+    format: str  # "png", "coco", "yolo", "voc", "cityscapes", "labelme"
+    kind: Literal["semantic", "instance", "keypoint"]  # what its truth is
+    classes: tuple[str, ...]  # semantic: index = id in the label map, background included; instance, keypoint: objects only
+    splits: dict[str, tuple[Record, ...]]  # "train", "val", "test"; a data set without splits has only "all"
+    keypoints: KeypointSchema | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    notes: tuple[str, ...] = ()  # what was concluded while reading ("labels/*.png read as instance maps: ...")
+
+    @property
+    def semantic_classes(self) -> tuple[str, ...]:
+        """Names whose index is the id in `Sample.semantic`: for objects, "background" and then the classes."""
+        return self.classes if self.kind == "semantic" else ("background", *self.classes)
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The records of all splits, in order."""
+        return tuple(record for split in self.splits.values() for record in split)

@@ -1,0 +1,50 @@
+"""`Conventions`: what a network expects of its input and means by its output, stored with its weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Color = Literal["gray", "rgb", "bgr"]
+Normalization = Literal["fixed", "image"]
+Outputs = Literal["classes", "multilabel", "border", "distance"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conventions:
+    """How pixels become the network's input, and what its output channels are.
+
+    Input: the picture in `color`, divided by `value_range`, minus `mean`, divided by `std`; with `normalization="image"` mean and
+    standard deviation are those of each whole picture, channel by channel, and `mean` and `std` are not used.
+    Outputs, for K = len(classes):
+    `classes`: K logits, softmax. `multilabel`: K logits, a sigmoid each. `border`: K logits, then one of the border between
+    touching objects, softmax over K + 1. `distance`: K logits, then one map of the distance to the object's edge, 0 outside, 1 at
+    its deepest point.
+    """
+
+    color: Color = "rgb"
+    value_range: float = 255.0
+    normalization: Normalization = "fixed"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    outputs: Outputs = "classes"
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels."""
+        return 1 if self.color == "gray" else 3
+
+    def output_channels(self, num_classes: int) -> int:
+        """Number of output channels of a network for `num_classes` classes."""
+        return num_classes + (self.outputs in ("border", "distance"))
+
+    def to_json(self) -> str:
+        """Return the JSON text that `from_json` reads back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Conventions:
+        """Rebuild from `to_json`'s text; an unknown field raises TypeError."""
+        fields = json.loads(text)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
