@@ -17,7 +17,7 @@ from delineate.errors import DataError
 IouType = Literal["bbox", "segm"]
 
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""The order of `COCOeval.stats`; s, m, l: areas up to 32^2, up to 96^2 and above; AR1, 10, 100: recall with that many detections."""
+"""The order of `COCOeval.stats`. s, m, l: areas up to 32^2, 96^2, and above; AR1, 10, 100: recall with that many detections."""
 
 
 def coco_scores(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], iou_type: IouType) -> dict[str, float]:
