@@ -1,0 +1,388 @@
+"""Drawing truth and predictions over pictures: tensors in, (3, H, W) uint8 tensors out, nothing read and nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_keypoints
+
+from delineate.data.sample import IGNORE
+from delineate.report.palette import IGNORED, Color, palette
+
+__all__ = ["draw_errors", "draw_instances", "draw_semantic", "draw_skeletons", "palette", "side_by_side", "to_display"]
+
+_MISSED: Color = (86, 180, 233)  # blue: in the truth, not found
+_INVENTED: Color = (230, 159, 0)  # orange: found, not in the truth
+_CONFUSED: Color = (204, 121, 167)  # purple: found as another class
+
+
+def to_display(image: Tensor | np.ndarray) -> Tensor:
+    """Return a picture (C, H, W) of 1 or 3 channels and any dtype as (3, H, W) uint8 for the eye.
+
+    8-bit colour stays as it is. Grey pictures (one channel, or three equal ones), 16-bit and float pictures are stretched: the
+    0.5 and 99.5 percentiles of the finite values become black and white. A constant picture becomes grey; NaN becomes black.
+    """
+    picture = torch.as_tensor(image).detach().cpu()
+    if picture.ndim != 3 or picture.shape[0] not in (1, 3):
+        raise ValueError(f"picture of shape {tuple(picture.shape)}: expected (C, H, W) with 1 or 3 channels")
+    is_grey = picture.shape[0] == 1 or bool((picture == picture[:1]).all())
+    if picture.dtype == torch.uint8 and not is_grey:
+        return picture.as_subclass(Tensor).clone()
+    return _stretch(picture[:1] if is_grey else picture).expand(3, -1, -1).contiguous()
+
+
+def draw_semantic(
+    image: Tensor | np.ndarray,
+    semantic: Tensor | np.ndarray,
+    *,
+    classes: Sequence[str] | None = None,
+    alpha: float = 0.5,
+    outlines: bool = True,
+    background: int | None = 0,
+    colors: Sequence[Color] | None = None,
+    ignore_index: int = IGNORE,
+) -> Tensor:
+    """Tint each pixel of `image` (C, H, W) by its class id in `semantic` (H, W); returns (3, H, W) uint8.
+
+    Pixels of `background` keep the picture; pixels of `ignore_index` are hatched in grey. `outlines` draws the edges of regions
+    in full colour. With `classes` a legend names the classes that occur. `colors` replaces `palette`.
+    """
+    canvas, ids = to_display(image), _labels(semantic)
+    _check_size(canvas, ids, "semantic")
+    ignored = ids == ignore_index
+    present = [int(i) for i in ids[~ignored].unique() if int(i) != background]
+    table = _color_table(colors, max(present, default=0) + 1)
+    tinted = ~ignored if background is None else ~ignored & (ids != background)
+    _blend(canvas, tinted, table[ids.where(tinted, 0)].permute(2, 0, 1), alpha)
+    if outlines:
+        edge = _inner_edges(ids, _line_width(canvas)) & tinted
+        _blend(canvas, edge, table[ids.where(edge, 0)].permute(2, 0, 1), 1.0)
+    _hatch(canvas, ignored)
+    if classes is not None:
+        names = [classes[i] if i < len(classes) else str(i) for i in present]
+        _draw_legend(canvas, [(name, _as_color(table[i])) for name, i in zip(names, present, strict=True)])
+    return canvas
+
+
+def draw_instances(
+    image: Tensor | np.ndarray,
+    *,
+    instance_map: Tensor | np.ndarray | None = None,
+    masks: Iterable[Tensor | np.ndarray] | None = None,
+    boxes: Tensor | np.ndarray | None = None,
+    labels: Sequence[int] | Tensor | np.ndarray | None = None,
+    scores: Sequence[float] | Tensor | np.ndarray | None = None,
+    names: Sequence[str] | None = None,
+    alpha: float = 0.4,
+    outlines: bool = True,
+    color_by_class: bool = False,
+) -> Tensor:
+    """Draw each object of `image` (C, H, W) in a colour of its own; returns (3, H, W) uint8.
+
+    The objects come as `instance_map` (H, W) of ids (0 background, object n - 1 of `labels` where the id is n), or as `masks`,
+    (N, H, W) bool or any iterable of (H, W) masks, which is read one by one so that the masks need never be in memory together;
+    both may be None. `boxes` (N, 4) xyxy in pixels are drawn with `names[label]` and score, where given. `color_by_class` gives
+    the objects of a class one colour.
+    """
+    canvas = to_display(image)
+    label_of = None if labels is None else [int(label) for label in labels]
+    owners = label_of if color_by_class and label_of is not None else None
+    if instance_map is not None:
+        _tint_map(canvas, _labels(instance_map), owners, alpha, outlines)
+    for index, mask in enumerate(() if masks is None else masks):
+        _tint_mask(canvas, torch.as_tensor(mask).bool().cpu(), _object_color(index, owners), alpha, outlines)
+    if boxes is not None and len(boxes):
+        colors = [_object_color(i, owners) for i in range(len(boxes))]
+        canvas = _draw_boxes(canvas, torch.as_tensor(boxes).float().cpu(), _tags(len(boxes), label_of, scores, names), colors)
+    return canvas
+
+
+def draw_skeletons(
+    image: Tensor | np.ndarray,
+    keypoints: Tensor | np.ndarray,
+    *,
+    edges: Sequence[tuple[int, int]] = (),
+    visibility: Tensor | np.ndarray | None = None,
+    threshold: float = 0.0,
+) -> Tensor:
+    """Draw keypoints (N, K, 2) or (N, K, 3), x and y in pixels and then a score, and the `edges` between them; (3, H, W) uint8.
+
+    A point is drawn where `visibility` (N, K) is over 0, where its score is over `threshold`, and where it is finite; an edge
+    where both of its ends are drawn.
+    """
+    canvas = to_display(image)
+    points = torch.as_tensor(keypoints).float().cpu()
+    if points.ndim != 3 or points.shape[-1] not in (2, 3):
+        raise ValueError(f"keypoints of shape {tuple(points.shape)}: expected (N, K, 2) or (N, K, 3)")
+    shown = points.isfinite().all(-1)
+    if points.shape[-1] == 3:
+        shown &= points[..., 2] > threshold
+    if visibility is not None:
+        shown &= torch.as_tensor(visibility).cpu() > 0
+    width = _line_width(canvas) + 1
+    for index in range(len(points)):
+        place = points[index : index + 1, :, :2].nan_to_num()
+        canvas = draw_keypoints(
+            canvas,
+            place,
+            connectivity=[(a, b) for a, b in edges],
+            colors=_object_color(index, None),
+            radius=width + 1,
+            width=width,
+            visibility=shown[index : index + 1],
+        )
+    return canvas
+
+
+def draw_errors(
+    image: Tensor | np.ndarray,
+    prediction: Tensor | np.ndarray,
+    truth: Tensor | np.ndarray,
+    *,
+    background: int | None = 0,
+    ignore_index: int = IGNORE,
+) -> Tensor:
+    """Show over a darkened `image` where `prediction` and `truth`, both (H, W) class ids, differ; returns (3, H, W) uint8.
+
+    Blue: missed (truth is a class, the prediction background). Orange: invented (the other way round). Purple: another class.
+    Pixels that the truth ignores are hatched.
+    """
+    canvas = to_display(image) // 2 + 32
+    found, wanted = _labels(prediction), _labels(truth)
+    _check_size(canvas, found, "prediction")
+    _check_size(canvas, wanted, "truth")
+    ignored = wanted == ignore_index
+    wrong = (found != wanted) & ~ignored
+    missed, invented = wrong & (found == background), wrong & (wanted == background)
+    for where, color in ((missed, _MISSED), (invented, _INVENTED), (wrong & ~missed & ~invented, _CONFUSED)):
+        _blend(canvas, where, _plane(color), 0.9)
+    _hatch(canvas, ignored)
+    return canvas
+
+
+def side_by_side(panels: Sequence[Tensor | np.ndarray], captions: Sequence[str] = (), *, height: int | None = None) -> Tensor:
+    """Put pictures in a row, each under its caption; returns (3, H, W) uint8.
+
+    All are resized to `height` pixels (by default that of the highest; small ones are enlarged to 256, so that captions can be
+    read). A caption that is too wide for its picture is shortened.
+    """
+    shown = [to_display(panel) for panel in panels]
+    if not shown:
+        raise ValueError("side_by_side needs at least one picture")
+    height = height or max(256, *(panel.shape[1] for panel in shown))
+    resized = [_resize(panel, height) for panel in shown]
+    gap = max(4, height // 64)
+    size = max(13, height // 24)
+    strip = round(1.6 * size) if captions else 0
+    width = sum(panel.shape[2] for panel in resized) + gap * (len(resized) - 1)
+    canvas = torch.full((3, strip + height, width), 255, dtype=torch.uint8)
+    left = 0
+    for index, panel in enumerate(resized):
+        canvas[:, strip:, left : left + panel.shape[2]] = panel
+        if index < len(captions):
+            _write(canvas, captions[index], left, round(0.2 * size), panel.shape[2], size)
+        left += panel.shape[2] + gap
+    return canvas
+
+
+def _stretch(picture: Tensor) -> Tensor:
+    """Percentile stretch to (C, H, W) uint8, over all channels together so that colours keep their balance."""
+    values = picture.as_subclass(Tensor).double() if picture.dtype == torch.float64 else picture.as_subclass(Tensor).float()
+    finite = values[values.isfinite()].flatten().numpy()
+    if not finite.size:
+        return torch.zeros_like(values, dtype=torch.uint8)
+    low, high = np.percentile(finite, (0.5, 99.5))
+    if high <= low:  # a few bright pixels on a flat ground are still a picture
+        low, high = finite.min(), finite.max()
+    if high <= low:
+        return torch.full_like(values, 128, dtype=torch.uint8)
+    scaled = (values.nan_to_num(float(low)) - float(low)) / float(high - low)
+    return (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _labels(ids: Tensor | np.ndarray) -> Tensor:
+    """Ids (H, W) or (1, H, W) of any integer dtype as int64; through NumPy, because torch has few operations on uint16."""
+    array = np.asarray(ids.detach().cpu().numpy() if isinstance(ids, Tensor) else ids).astype(np.int64)
+    return torch.from_numpy(array[0] if array.ndim == 3 and array.shape[0] == 1 else array)
+
+
+def _check_size(canvas: Tensor, ids: Tensor, what: str) -> None:
+    if ids.shape != canvas.shape[1:]:
+        raise ValueError(f"{what} of shape {tuple(ids.shape)} does not fit a picture of {tuple(canvas.shape[1:])}")
+
+
+def _color_table(colors: Sequence[Color] | None, count: int) -> Tensor:
+    given = tuple(colors or ())[:count]
+    return torch.tensor([*given, *palette(count)[len(given) :]], dtype=torch.uint8)  # (count, 3)
+
+
+def _object_color(index: int, owners: Sequence[int] | None) -> Color:
+    wanted = owners[index] if owners is not None and index < len(owners) else index
+    return palette(2 + wanted % 64)[-1]  # 64 colours, far apart, rather than 255 close ones
+
+
+def _as_color(row: Tensor) -> Color:
+    return (int(row[0]), int(row[1]), int(row[2]))
+
+
+def _plane(color: Color) -> Tensor:
+    return torch.tensor(color, dtype=torch.uint8)[:, None, None]  # (3, 1, 1)
+
+
+def _line_width(canvas: Tensor) -> int:
+    return max(1, round(min(canvas.shape[1:]) / 350))
+
+
+def _blend(canvas: Tensor, where: Tensor, color: Tensor, alpha: float) -> None:
+    """Lay `color`, broadcast to (3, H, W), over the pixels of `canvas` that the (H, W) bool `where` marks, in place."""
+    if alpha <= 0 or not where.any():
+        return
+    below = canvas[:, where].float()
+    above = color.expand_as(canvas)[:, where].float()
+    canvas[:, where] = (below + (above - below) * alpha).round().to(torch.uint8)
+
+
+def _inner_edges(ids: Tensor, width: int) -> Tensor:
+    """Pixels (H, W) within `width` of a neighbour of another id; the picture's own border is no edge."""
+    padded = F.pad(ids[None, None].double(), (width,) * 4, mode="replicate")
+    window = 2 * width + 1
+    highest = F.max_pool2d(padded, window, stride=1)[0, 0]
+    lowest = -F.max_pool2d(-padded, window, stride=1)[0, 0]
+    return highest != lowest
+
+
+def _tint_map(canvas: Tensor, ids: Tensor, owners: Sequence[int] | None, alpha: float, outlines: bool) -> None:
+    _check_size(canvas, ids, "instance_map")
+    present, compact = ids.unique(return_inverse=True)  # ids may be sparse and large
+    colors = [(0, 0, 0) if int(i) == 0 else _object_color(int(i) - 1, owners) for i in present]
+    table = torch.tensor(colors, dtype=torch.uint8)
+    color = table[compact].permute(2, 0, 1)
+    _blend(canvas, ids > 0, color, alpha)
+    if outlines:
+        _blend(canvas, _inner_edges(compact, _line_width(canvas)) & (ids > 0), color, 1.0)
+
+
+def _tint_mask(canvas: Tensor, mask: Tensor, color: Color, alpha: float, outlines: bool) -> None:
+    _check_size(canvas, mask, "mask")
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    if not len(rows):
+        return
+    width = _line_width(canvas)  # work in the mask's own window: a picture may hold thousands of small objects
+    top, bottom = max(0, int(rows[0]) - width), int(rows[-1]) + 1 + width
+    left, right = max(0, int(columns[0]) - width), int(columns[-1]) + 1 + width
+    window, part = canvas[:, top:bottom, left:right], mask[top:bottom, left:right]
+    _blend(window, part, _plane(color), alpha)
+    if outlines:
+        _blend(window, part & _inner_edges(part.long(), width), _plane(color), 1.0)
+
+
+def _hatch(canvas: Tensor, where: Tensor) -> None:
+    """Grey the pixels and lay diagonal stripes over them."""
+    if not where.any():
+        return
+    height, width = where.shape
+    stripes = (torch.arange(height)[:, None] + torch.arange(width)) % 8 < 3
+    _blend(canvas, where, _plane(IGNORED), 0.6)
+    _blend(canvas, where & stripes, _plane((60, 60, 60)), 0.8)
+
+
+def _tags(
+    count: int, labels: Sequence[int] | None, scores: Sequence[float] | Tensor | np.ndarray | None, names: Sequence[str] | None
+) -> list[str] | None:
+    """The words at each box, or None where there is nothing to say."""
+    if scores is None and (labels is None or names is None):
+        return None
+    tags: list[str] = []
+    for index in range(count):
+        name = names[labels[index]] if labels is not None and names is not None else ""
+        score = "" if scores is None else f"{float(scores[index]):.2f}"
+        tags.append(f"{name} {score}".strip())
+    return tags
+
+
+def _draw_boxes(canvas: Tensor, boxes: Tensor, tags: list[str] | None, colors: list[Color]) -> Tensor:
+    size = max(10, min(canvas.shape[1:]) // 32)
+    return draw_bounding_boxes(
+        canvas,
+        _proper(boxes),
+        labels=tags,
+        colors=colors,  # pyright: ignore[reportArgumentType]  (list is invariant; torchvision means a sequence)
+        width=_line_width(canvas),
+        font=None if tags is None else str(_font_file()),
+        font_size=None if tags is None else size,
+        label_colors=None if tags is None else ["black" if _is_light(color) else "white" for color in colors],
+        label_background_colors=None if tags is None else colors,  # pyright: ignore[reportArgumentType]
+        fill_labels=tags is not None,
+    )
+
+
+def _proper(boxes: Tensor) -> Tensor:
+    """Boxes with their corners in order, as torchvision demands."""
+    first, second = boxes[:, :2], boxes[:, 2:]
+    return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], 1)
+
+
+def _is_light(color: Color) -> bool:
+    return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+
+
+def _resize(panel: Tensor, height: int) -> Tensor:
+    """To `height`; enlarged pixels stay square, so that what is seen is what is there."""
+    factor = height / panel.shape[1]
+    size = (height, max(1, round(panel.shape[2] * factor)))
+    if size == tuple(panel.shape[1:]):
+        return panel
+    if factor > 1:
+        return F.interpolate(panel[None], size=size, mode="nearest")[0]
+    return (
+        F.interpolate(panel[None].float(), size=size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).to(torch.uint8)
+    )
+
+
+@lru_cache(maxsize=1)
+def _font_file() -> Path:
+    """DejaVu Sans, which comes with matplotlib: Latin, Greek and Cyrillic on every machine, whatever fonts are installed."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(_font_file()), size)
+
+
+def _write(canvas: Tensor, text: str, left: int, top: int, width: int, size: int, color: Color = (30, 30, 30)) -> None:
+    """Write one line into `canvas` in place, shortened to `width` pixels."""
+    font = _font(size)
+    while text and font.getlength(text) > width:
+        text = text[:-2] + "…" if len(text) > 2 else ""
+    below = min(canvas.shape[1], top + round(1.4 * size))
+    region = canvas[:, top:below, left : left + width]
+    picture = Image.fromarray(region.permute(1, 2, 0).contiguous().numpy())
+    ImageDraw.Draw(picture).text((0, 0), text, fill=color, font=font)
+    region.copy_(torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1))
+
+
+def _draw_legend(canvas: Tensor, entries: Sequence[tuple[str, Color]]) -> None:
+    """Name colours in the upper left corner; left out where the picture is too small to read it."""
+    height, width = canvas.shape[1:]
+    size = max(11, min(height, width) // 32)
+    line = round(1.5 * size)
+    entries = entries[: max(0, (height - line // 2) // line)]
+    if not entries or width < 8 * size:
+        return
+    inner = min(width - 2 * line, 1 + max(round(_font(size).getlength(name)) for name, _ in entries))
+    panel = canvas[:, : line * len(entries) + line // 2, : inner + 2 * line]
+    panel.copy_(panel // 4)
+    for row, (name, color) in enumerate(entries):
+        top = line // 4 + row * line
+        panel[:, top + line // 4 : top + line // 4 + size, line // 3 : line // 3 + size] = _plane(color)
+        _write(canvas, name, round(1.4 * line), top + line // 8, inner, size, (255, 255, 255))
