@@ -32,6 +32,7 @@ class Sample:
     keypoints: tv_tensors.KeyPoints | None = None  # (N, K, 2) float32 x, y
     visibility: Tensor | None = None  # (N, K) uint8: 0 not labelled, 1 hidden, 2 visible
     weight: tv_tensors.Mask | None = None  # (H, W) float32 weight of each pixel in the loss
+    distance: tv_tensors.Mask | None = None  # (H, W) float32 distance to the object's edge, 1 at its deepest point, 0 outside
 
     @property
     def size(self) -> tuple[int, int]:
