@@ -1,0 +1,168 @@
+"""`build_loss`: from the terms of a config to the one function that the training loop calls."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from delineate.config import LossTerm
+from delineate.errors import ConfigError, DataError, suggest
+from delineate.losses.cross_entropy import border_cross_entropy, cross_entropy
+from delineate.losses.distance import distance_loss
+from delineate.losses.focal import focal_loss
+from delineate.losses.lovasz import lovasz_loss
+from delineate.losses.region import dice_loss, jaccard_loss, tversky_loss
+from delineate.weights.conventions import Conventions
+
+if TYPE_CHECKING:
+    from delineate.data.batch import Batch
+
+Loss = Callable[["Tensor | tuple[Tensor, ...]", "Batch"], tuple[Tensor, dict[str, Tensor]]]
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "border_cross_entropy": border_cross_entropy,
+    "dice": dice_loss,
+    "jaccard": jaccard_loss,
+    "tversky": tversky_loss,
+    "focal": focal_loss,
+    "lovasz": lovasz_loss,
+}
+DISTANCE_WEIGHT = 1.0
+"""Weight of the distance map's regression beside the terms of the config (`outputs="distance"`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a batch says of the pixels that one of the network's outputs covers."""
+
+    labels: Tensor  # (B, H, W) int64, or (B, K, H, W) float32
+    weight: Tensor | None  # (B, H, W)
+    distance: Tensor | None  # (B, H, W)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> _Target:
+        weight, distance = self.weight, self.distance
+        return _Target(
+            change(self.labels), None if weight is None else change(weight), None if distance is None else change(distance)
+        )
+
+
+def build_loss(terms: Sequence[LossTerm], conventions: Conventions, num_classes: int) -> Loss:
+    """Return `loss(output, batch) -> (total, {term: value})`, the weighted sum of `terms` for a network of these conventions.
+
+    `output` are logits (B, C, H, W), C = `conventions.output_channels(num_classes)`, or a tuple of them with deep supervision:
+    the full size first, then half, a quarter ...; their losses are weighted 1, 1/2, 1/4 ... with sum 1, against labels sampled
+    to the nearest pixel. Where the first output is smaller than the labels (valid convolutions), the labels' centre is taken.
+    `outputs="distance"` adds `DISTANCE_WEIGHT * distance_loss` of the last channel under the name "distance". The values are
+    detached and not yet multiplied by their weights. Raises ConfigError for an option that a term does not have or cannot take,
+    a term listed twice or none at all; DataError when a batch lacks what a term needs, or holds a class that does not exist.
+    """
+    if not terms:
+        raise ConfigError("the loss has no terms; add one, for example 'loss: [{name: cross_entropy}, {name: dice}]'")
+    names = [term.name for term in terms]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"loss term '{name}' is listed {names.count(name)} times; keep one and set its weight")
+    channels = conventions.output_channels(num_classes)
+    score_channels = channels - (conventions.outputs == "distance")
+    for term in terms:
+        _check_options(term, score_channels, multilabel=conventions.outputs == "multilabel")
+
+    def loss(output: Tensor | tuple[Tensor, ...], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs = (output,) if isinstance(output, Tensor) else output
+        for logits in outputs:
+            if logits.shape[1] != channels:
+                raise ValueError(f"the network has {logits.shape[1]} output channels, its conventions ask for {channels}")
+        full = _centre(_Target(batch.labels, batch.weight, batch.distance), outputs[0].shape[-2:])
+        _check_labels(full.labels, score_channels, batch.names)
+        scale = sum(0.5**level for level in range(len(outputs)))
+        total = torch.zeros((), device=outputs[0].device)
+        values: dict[str, Tensor] = {}
+        for level, logits in enumerate(outputs):
+            share = 0.5**level / scale
+            for name, weight, value in _term_values(terms, conventions, logits, _resample(full, logits.shape[-2:])):
+                total = total + share * weight * value
+                values[name] = values.get(name, 0.0) + share * value.detach()
+        return total, values
+
+    return loss
+
+
+def _term_values(
+    terms: Sequence[LossTerm], conventions: Conventions, logits: Tensor, target: _Target
+) -> list[tuple[str, float, Tensor]]:
+    """Name, weight and value of each term for one output."""
+    values = []
+    if conventions.outputs == "distance":
+        if target.distance is None:
+            raise DataError("the batch has no distance map, which outputs 'distance' learns from; use data with objects")
+        prediction, logits = logits[:, -1], logits[:, :-1]
+        valid = target.labels != 255
+        values.append(("distance", DISTANCE_WEIGHT, distance_loss(prediction, target.distance, valid)))
+    for term in terms:
+        extra = ()
+        if term.name == "border_cross_entropy":
+            if target.weight is None:
+                raise DataError(
+                    "the batch has no weight map, which loss term 'border_cross_entropy' needs; use data with objects"
+                )
+            extra = (target.weight,)
+        values.append((term.name, term.weight, LOSSES[term.name](logits, target.labels, *extra, **term.options)))
+    return values
+
+
+def _check_options(term: LossTerm, channels: int, *, multilabel: bool) -> None:
+    """Refuse unknown options by name, and wrong values by trying the term once on a tiny example."""
+    parameters = inspect.signature(LOSSES[term.name]).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "ignore_index"]
+    for option in term.options:
+        if option not in known:
+            hint = suggest(option, known) or f"; it has {', '.join(known)}"
+            raise ConfigError(f"loss term '{term.name}' has no option '{option}'{hint}")
+    labels = torch.zeros(1, channels, 2, 2) if multilabel else torch.zeros(1, 2, 2, dtype=torch.int64)
+    extra = (torch.ones(1, 2, 2),) if term.name == "border_cross_entropy" else ()
+    try:
+        LOSSES[term.name](torch.zeros(1, channels, 2, 2), labels, *extra, **term.options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"loss term '{term.name}' with options {term.options}: {str(error).splitlines()[0]}") from error
+
+
+def _check_labels(labels: Tensor, classes: int, names: tuple[str, ...]) -> None:
+    """Name the picture with a class that does not exist; on the CPU only, because elsewhere looking would synchronise."""
+    if labels.device.type != "cpu" or labels.ndim == 4 or torch.compiler.is_compiling():
+        return
+    wrong = (labels != 255) & ((labels < 0) | (labels >= classes))
+    if wrong.any():
+        image = int(wrong.flatten(1).any(dim=1).nonzero()[0])
+        value = int(labels[wrong][0])
+        raise DataError(
+            f"{names[image]}: label {value} is not one of the {classes} classes 0..{classes - 1}, nor 255 (ignored)"
+        )
+
+
+def _centre(target: _Target, size: Sequence[int]) -> _Target:
+    """Cut the middle `size` (h, w) out of each map: what valid convolutions leave."""
+    height, width = target.labels.shape[-2:]
+    top, left = height - size[0], width - size[1]
+    if top < 0 or left < 0 or top % 2 or left % 2:
+        raise ValueError(f"logits of {size[0]} x {size[1]} pixels are not the centre of labels of {height} x {width}")
+    if top == left == 0:
+        return target
+    top, left = top // 2, left // 2
+    return target.map(lambda x: x[..., top : top + size[0], left : left + size[1]])
+
+
+def _resample(target: _Target, size: Sequence[int]) -> _Target:
+    """Sample each map at the pixel nearest to the centre of each of h x w cells; int64 labels stay exact."""
+    height, width = target.labels.shape[-2:]
+    if (height, width) == tuple(size):
+        return target
+    device = target.labels.device
+    rows = ((torch.arange(size[0], device=device) + 0.5) * (height / size[0])).long()
+    columns = ((torch.arange(size[1], device=device) + 0.5) * (width / size[1])).long()
+    return target.map(lambda x: x[..., rows, :][..., columns])

@@ -1,0 +1,153 @@
+"""The one definition of overlap: intersection and cardinalities, and the scores made of them, for counts and for soft masks.
+
+Metrics call it with int64 counts in numpy, losses with sums of probabilities in PyTorch; the formulas are the same lines.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = TypeVar("Array", NDArray[Any], Tensor)
+
+
+@overload
+def ratio(numerator: NDArray[Any], denominator: NDArray[Any], empty: float = ...) -> NDArray[Any]: ...
+@overload
+def ratio(numerator: Tensor, denominator: Tensor, empty: float = ...) -> Tensor: ...
+def ratio(numerator: Any, denominator: Any, empty: float = math.nan) -> Any:
+    """Return `numerator / denominator`, and `empty` where the denominator is 0: no warning, and a gradient of 0 there.
+
+    >>> ratio(np.array([1, 0]), np.array([2, 0]), empty=1.0)
+    array([0.5, 1. ])
+    """
+    zero = denominator == 0
+    quotient = numerator / (denominator + zero)
+    if isinstance(quotient, Tensor):
+        return torch.where(zero, empty, quotient)
+    return np.where(zero, empty, quotient)
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap(Generic[Array]):
+    """How much predicted and true masks share; the three fields have one shape, one entry a pair of masks.
+
+    >>> both = Overlap(np.array(2), np.array(4), np.array(3))  # 2 pixels shared, 4 predicted, 3 true
+    >>> float(both.iou()), round(float(both.dice()), 4)
+    (0.4, 0.5714)
+    """
+
+    intersection: Array  # |P and T|
+    prediction: Array  # |P|
+    truth: Array  # |T|
+
+    @property
+    def union(self) -> Array:
+        """|P or T|."""
+        return self.prediction + self.truth - self.intersection
+
+    @property
+    def false_positives(self) -> Array:
+        """|P without T|."""
+        return self.prediction - self.intersection
+
+    @property
+    def false_negatives(self) -> Array:
+        """|T without P|."""
+        return self.truth - self.intersection
+
+    def tversky(self, alpha: float, beta: float, *, smooth: float = 0.0, empty: float = math.nan) -> Array:
+        """(I + smooth) / (I + alpha FP + beta FN + smooth), Tversky's ratio (1977); `empty` where that is 0 / 0."""
+        numerator = self.intersection + smooth
+        return ratio(numerator, numerator + alpha * self.false_positives + beta * self.false_negatives, empty)
+
+    def iou(self, *, smooth: float = 0.0, empty: float = math.nan) -> Array:
+        """Intersection over union (Jaccard index): I / (|P| + |T| - I)."""
+        return self.tversky(1.0, 1.0, smooth=smooth, empty=empty)
+
+    def dice(self, *, smooth: float = 0.0, empty: float = math.nan) -> Array:
+        """Dice coefficient (F1): 2 I / (|P| + |T|) = 2 IoU / (1 + IoU)."""
+        return self.tversky(0.5, 0.5, smooth=smooth, empty=empty)
+
+    def precision(self, *, empty: float = math.nan) -> Array:
+        """I / |P|."""
+        return ratio(self.intersection, self.prediction, empty)
+
+    def recall(self, *, empty: float = math.nan) -> Array:
+        """I / |T|."""
+        return ratio(self.intersection, self.truth, empty)
+
+
+class JointCounts(NamedTuple):
+    """The pixels that each pair of segments shares: a sparse contingency table, one entry a pair that meets."""
+
+    truth: NDArray[np.int64]  # (P,) index into truth_ids
+    prediction: NDArray[np.int64]  # (P,) index into prediction_ids
+    pixels: NDArray[np.int64]  # (P,) > 0
+    truth_ids: NDArray[np.int64]  # (M,) the label values of the truth, sorted
+    prediction_ids: NDArray[np.int64]  # (N,)
+
+    @property
+    def truth_pixels(self) -> NDArray[np.int64]:
+        """(M,) pixels of each true segment."""
+        return _int_bincount(self.truth, self.pixels, len(self.truth_ids))
+
+    @property
+    def prediction_pixels(self) -> NDArray[np.int64]:
+        """(N,) pixels of each predicted segment."""
+        return _int_bincount(self.prediction, self.pixels, len(self.prediction_ids))
+
+
+def joint_counts(prediction: NDArray[Any], truth: NDArray[Any]) -> JointCounts:
+    """Count, exactly and in one pass, the pixels of every pair (true segment, predicted segment) that meets.
+
+    Both arrays hold integers >= 0 and have the same shape, which may be any. Raises ValueError otherwise.
+
+    >>> joint_counts(np.array([0, 0, 7]), np.array([1, 2, 2])).pixels
+    array([1, 1, 1])
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction has shape {prediction.shape}, truth {truth.shape}; both must be the same")
+    truth_ids, t = _compact(truth, "truth")
+    prediction_ids, p = _compact(prediction, "prediction")
+    width = len(prediction_ids)
+    joint = t * width + p
+    if len(truth_ids) * width <= max(4 * joint.size, 1 << 16):  # a dense table fits: no sort needed
+        dense = np.bincount(joint, minlength=len(truth_ids) * width)
+        codes = np.flatnonzero(dense)
+        pixels = dense[codes]
+    else:
+        codes, pixels = np.unique(joint, return_counts=True)
+    return JointCounts(codes // max(width, 1), codes % max(width, 1), pixels.astype(np.int64), truth_ids, prediction_ids)
+
+
+def _compact(labels: NDArray[Any], what: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The sorted values of `labels`, and the index of each pixel's value among them."""
+    flat = np.ascontiguousarray(labels).reshape(-1)
+    if flat.dtype.kind not in "biu":
+        raise ValueError(f"{what} has dtype {flat.dtype}; a map of segments holds integers")
+    if flat.size == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    low, high = int(flat.min()), int(flat.max())
+    if low < 0:
+        raise ValueError(f"{what} holds {low}; segments are numbered from 0")
+    if high > max(4 * flat.size, 1 << 16):  # few pixels with large numbers: sort
+        ids, index = np.unique(flat, return_inverse=True)
+        return ids.astype(np.int64), index.astype(np.int64)
+    ids = np.flatnonzero(np.bincount(flat, minlength=high + 1))
+    table = np.zeros(high + 1, np.int64)
+    table[ids] = np.arange(len(ids))
+    return ids, table[flat]
+
+
+def _int_bincount(index: NDArray[np.int64], weights: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """np.bincount with int64 weights, without the way through float64."""
+    total = np.zeros(length, np.int64)
+    np.add.at(total, index, weights)
+    return total
