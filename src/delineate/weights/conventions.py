@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Color = Literal["gray", "rgb", "bgr"]
 Normalization = Literal["fixed", "image"]
@@ -15,12 +15,12 @@ Outputs = Literal["classes", "multilabel", "border", "distance"]
 class Conventions:
     """How pixels become the network's input, and what its output channels are.
 
-    Input: the picture in `color`, divided by `value_range`, minus `mean`, divided by `std`; with `normalization="image"` mean and
-    standard deviation are those of each whole picture, channel by channel, and `mean` and `std` are not used.
+    Input: the picture in `color`, divided by `value_range`, minus `mean`, divided by `std`; with `normalization="image"` mean
+    and standard deviation are those of each whole picture, channel by channel, and `mean` and `std` are not used.
     Outputs, for K = len(classes):
     `classes`: K logits, softmax. `multilabel`: K logits, a sigmoid each. `border`: K logits, then one of the border between
-    touching objects, softmax over K + 1. `distance`: K logits, then one map of the distance to the object's edge, 0 outside, 1 at
-    its deepest point.
+    touching objects, softmax over K + 1. `distance`: K logits, then one map of the distance to the object's edge, 0 outside,
+    1 at its deepest point.
     """
 
     color: Color = "rgb"
@@ -46,5 +46,6 @@ class Conventions:
     @classmethod
     def from_json(cls, text: str) -> Conventions:
         """Rebuild from `to_json`'s text; an unknown field raises TypeError."""
-        fields = json.loads(text)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        fields: dict[str, Any] = json.loads(text)
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)

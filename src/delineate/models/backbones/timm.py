@@ -1,0 +1,75 @@
+"""Any convolutional or hierarchical encoder of timm, behind the same face as our own encoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from delineate.errors import ConfigError, suggest
+
+CHOOSE = "choose a convolutional encoder such as 'resnet34', 'convnext_tiny' or 'efficientnet_b0'"
+
+
+class TimmEncoder(nn.Module):
+    """The network `net` (built by timm with features_only=True), which returns maps of the given channels and reductions.
+
+    Where several maps have the same size (the blocks of a vision transformer), only the last of them is passed on.
+    """
+
+    def __init__(self, net: nn.Module, channels: list[int], reductions: list[int]) -> None:
+        super().__init__()
+        self.net = net
+        self.keep = [i for i, r in enumerate(reductions) if r not in reductions[i + 1 :]]
+        self.channels = tuple(channels[i] for i in self.keep)
+        self.reductions = tuple(reductions[i] for i in self.keep)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the maps, finest first: (B, channels[i], H / reductions[i], W / reductions[i])."""
+        features = self.net(x)
+        return [features[i] for i in self.keep]
+
+
+def timm_encoder(name: str, in_channels: int, *, pretrained: bool = False) -> TimmEncoder:
+    """Build timm's `name` as an encoder; `pretrained` loads its ImageNet weights (downloaded by timm when first used).
+
+    Raises `ConfigError` for a name that timm does not know, for a network that cannot return feature maps of any size, and for
+    one whose maps do not shrink by powers of two.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise ConfigError(f"encoder '{name}' is unknown to timm {timm.__version__}{suggest(name, timm.list_models())}")
+    options: dict[str, Any] = {}
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size:
+        options["dynamic_img_size"] = True  # vision transformers resample their position embedding
+    try:
+        net = timm.create_model(name, features_only=True, in_chans=in_channels, pretrained=pretrained, **options)
+    except Exception as error:  # timm, torch and the download raise whatever they like
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        wish = "; pretrained=false starts without a download" if pretrained else ""
+        raise ConfigError(f"encoder '{name}' cannot be built as a feature extractor ({reason}); {CHOOSE}{wish}") from error
+    features: Any = net.feature_info
+    encoder = TimmEncoder(net, features.channels(), features.reduction())
+    _check_maps(encoder, name, in_channels)
+    return encoder
+
+
+def _check_maps(encoder: TimmEncoder, name: str, in_channels: int) -> None:
+    """Try the encoder on a small picture, since a name alone does not say whether it takes any size."""
+    if any(r & (r - 1) for r in encoder.reductions):
+        raise ConfigError(f"encoder '{name}' shrinks by {list(encoder.reductions)}, not by powers of two; {CHOOSE}")
+    size = max(64, 2 * encoder.reductions[-1])
+    expected = [(1, c, size // r, size // r) for c, r in zip(encoder.channels, encoder.reductions, strict=True)]
+    training = encoder.training
+    try:
+        with torch.no_grad():
+            seen = [tuple(feature.shape) for feature in encoder.eval()(torch.zeros(1, in_channels, size, size))]
+    except Exception as error:  # whatever the foreign network raises
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"encoder '{name}' does not take pictures of {size} x {size} ({reason}); {CHOOSE}") from error
+    encoder.train(training)
+    if seen != expected:
+        raise ConfigError(f"encoder '{name}' returns maps of shape {seen}, expected {expected}; {CHOOSE}")

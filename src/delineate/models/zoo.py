@@ -1,0 +1,160 @@
+"""The zoo: every network by its name, each a plain function whose body shows every number."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from delineate.errors import ConfigError, suggest
+from delineate.models.backbones.plain import PlainEncoder
+from delineate.models.backbones.timm import timm_encoder
+from delineate.models.blocks import InstanceNorm, NearestConv, bilinear_conv, group_norm, initialize, transpose_conv
+from delineate.models.unet import UNet, UNetDecoder
+from delineate.models.unet_original import UNetOriginal
+
+T = TypeVar("T")
+
+NORMS = {"batch": nn.BatchNorm2d, "instance": InstanceNorm, "group": group_norm}
+SLOPES = {"relu": 0.0, "leaky_relu": 0.01}  # slope below zero
+UPSAMPLINGS = {"nearest": NearestConv, "bilinear": bilinear_conv, "transpose": transpose_conv}
+
+
+def unet(
+    num_classes: int,
+    *,
+    in_channels: int = 3,
+    encoder: str = "plain",
+    width: int = 32,
+    depth: int = 5,
+    max_width: int = 512,
+    decoder_channels: Sequence[int] | None = None,
+    norm: str = "batch",
+    activation: str = "relu",
+    upsample: str = "nearest",
+    dropout: float = 0.0,
+    deep_supervision: bool = False,
+    pretrained: bool = False,
+) -> UNet:
+    """Padded U-Net for pictures of any size.
+
+    encoder: "plain", two convolutions for each of `depth` levels, `width` channels doubling up to `max_width`; or any network
+        of timm that returns feature maps (then `width`, `depth` and `max_width` have no effect). "resnet34" gives the network
+        of `segmentation_models_pytorch.Unet("resnet34")`.
+    decoder_channels: of each step up, coarsest first; None: those of the plain encoder, or 256, 128, 64, 32, 16.
+    norm: "batch", "instance" or "group". activation: "relu" or "leaky_relu". upsample: "nearest", "bilinear" or "transpose".
+    dropout: probability that a channel of the coarsest map is dropped in training.
+    deep_supervision: in training return logits of the full, half, quarter ... size.
+    pretrained: start a timm encoder from its ImageNet weights.
+    """
+    make_norm = choose(NORMS, norm, "norm")
+    slope = choose(SLOPES, activation, "activation")
+    make_up = choose(UPSAMPLINGS, upsample, "upsample")
+
+    def make_activation() -> nn.Module:
+        return nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
+
+    if encoder == "plain":
+        if pretrained:
+            raise ConfigError("pretrained=true needs a timm encoder, there are no weights for encoder 'plain'; try 'resnet34'")
+        if depth < 2:
+            raise ConfigError(f"option 'depth' is {depth}, a U-Net has at least 2 levels")
+        channels = [min(width * 2**level, max_width) for level in range(depth)]
+        body = PlainEncoder(in_channels, channels, norm=make_norm, activation=make_activation)
+        initialize(body, slope)
+        widths, head_size = decoder_channels or channels[-2::-1], 1
+    else:
+        body = timm_encoder(encoder, in_channels, pretrained=pretrained)
+        steps = body.reductions[-1].bit_length() - 1
+        widths, head_size = decoder_channels or [16 * 2 ** min(4, step) for step in reversed(range(steps))], 3
+    if len(widths) != (steps := body.reductions[-1].bit_length() - 1):
+        raise ConfigError(f"decoder_channels has {len(widths)} numbers ({list(widths)}), encoder '{encoder}' needs {steps}")
+    decoder = UNetDecoder(
+        body.channels, body.reductions, widths, upsample=make_up, norm=make_norm, activation=make_activation, dropout=dropout
+    )
+    head = nn.Conv2d(widths[-1], num_classes, head_size, padding=head_size // 2)
+    auxiliary_widths = widths[-2:0:-1] if deep_supervision else []  # the coarsest map carries too little detail
+    auxiliary_heads = [nn.Conv2d(w, num_classes, 1) for w in auxiliary_widths]
+    initialize(decoder, slope)
+    for module in (head, *auxiliary_heads):
+        initialize(module, 1.0)  # nothing follows that would halve the variance
+    return UNet(body, decoder, head, auxiliary_heads)
+
+
+def unet_original(num_classes: int, *, in_channels: int = 1, variant: str = "paper") -> UNetOriginal:
+    """U-Net with valid convolutions: `variant` "paper" as the paper describes it, "release" as the authors published it."""
+    numbers = {
+        "paper": {"up_relu": False, "last_up_channels": 64, "dropout": 0.0, "skip_first": True},
+        "release": {"up_relu": True, "last_up_channels": 128, "dropout": 0.5, "skip_first": False},
+    }
+    return UNetOriginal(in_channels, num_classes, **choose(numbers, variant, "variant"))
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"unet": unet, "unet_original": unet_original}
+
+
+def list_models() -> list[str]:
+    """Return the names that `create_model` takes.
+
+    >>> list_models()
+    ['unet', 'unet_original']
+    """
+    return sorted(MODELS)
+
+
+def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
+    """Build the network `name` with `num_classes` output channels; `options` are the keyword arguments of its function here.
+
+    The result has `.stride` (sizes are padded to it inside forward), `.margin` (pixels lost on each side) and `.architecture`,
+    from which an equal network can be built. Its weights lie channels-last in memory. Raises `ConfigError` for an unknown name
+    or option, and for a value that cannot be.
+    """
+    build = choose(MODELS, name, "model")
+    known = [parameter for parameter in inspect.signature(build).parameters if parameter != "num_classes"]
+    for option in options:
+        if option not in known:
+            hint = suggest(option, known) or f"; known are {', '.join(known)}"
+            raise ConfigError(f"model '{name}' has no option '{option}'{hint}")
+    _check_numbers(build, num_classes, options)
+    arguments = inspect.signature(build).bind(num_classes, **options)
+    arguments.apply_defaults()
+    model: Any = build(*arguments.args, **arguments.kwargs)
+    model.to(memory_format=torch.channels_last)
+    # `pretrained` says where the weights came from, not what the network is; all else is kept, so that defaults may change.
+    kept = {option: value for option, value in arguments.kwargs.items() if option != "pretrained"}
+    model.architecture = {"name": name, "num_classes": num_classes, "options": kept}
+    return model
+
+
+def choose(table: Mapping[str, T], value: str, option: str) -> T:
+    """Return `table[value]`, or raise a `ConfigError` that names `option` and the values it may take."""
+    if value not in table:
+        hint = suggest(str(value), list(table)) or f"; known are {', '.join(table)}"
+        raise ConfigError(f"{option} '{value}' is unknown{hint}")
+    return table[value]
+
+
+def _check_numbers(build: Callable[..., nn.Module], num_classes: Any, options: Mapping[str, Any]) -> None:
+    """Refuse values of the wrong type or range, going by the annotations of `build`."""
+    if not _is_count(num_classes):
+        raise ConfigError(f"num_classes is {num_classes!r}, expected a whole number of at least 1")
+    for option, value in options.items():
+        expected, fits = {
+            "int": ("a whole number of at least 1", _is_count(value)),
+            "float": ("a probability of at least 0 and below 1", isinstance(value, (int, float)) and 0 <= value < 1),
+            "bool": ("true or false", isinstance(value, bool)),
+            "str": ("a name", isinstance(value, str)),
+            "Sequence[int] | None": (
+                "a list of whole numbers",
+                value is None or (isinstance(value, (list, tuple)) and all(map(_is_count, value))),
+            ),
+        }[inspect.signature(build).parameters[option].annotation]
+        if not fits:
+            raise ConfigError(f"option '{option}' is {value!r}, expected {expected}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
