@@ -140,9 +140,8 @@ def _check_labels(labels: Tensor, classes: int, names: tuple[str, ...]) -> None:
     if wrong.any():
         image = int(wrong.flatten(1).any(dim=1).nonzero()[0])
         value = int(labels[wrong][0])
-        raise DataError(
-            f"{names[image]}: label {value} is not one of the {classes} classes 0..{classes - 1}, nor 255 (ignored)"
-        )
+        name = names[image] if names else f"picture {image} of the batch"
+        raise DataError(f"{name}: label {value} is not one of the {classes} classes 0..{classes - 1}, nor 255 (ignored)")
 
 
 def _centre(target: _Target, size: Sequence[int]) -> _Target:

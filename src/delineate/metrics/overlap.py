@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,21 +17,16 @@ from torch import Tensor
 Array = TypeVar("Array", NDArray[Any], Tensor)
 
 
-@overload
-def ratio(numerator: NDArray[Any], denominator: NDArray[Any], empty: float = ...) -> NDArray[Any]: ...
-@overload
-def ratio(numerator: Tensor, denominator: Tensor, empty: float = ...) -> Tensor: ...
-def ratio(numerator: Any, denominator: Any, empty: float = math.nan) -> Any:
+def ratio(numerator: Array, denominator: Array, empty: float = math.nan) -> Array:
     """Return `numerator / denominator`, and `empty` where the denominator is 0: no warning, and a gradient of 0 there.
 
     >>> ratio(np.array([1, 0]), np.array([2, 0]), empty=1.0)
     array([0.5, 1. ])
     """
     zero = denominator == 0
-    quotient = numerator / (denominator + zero)
-    if isinstance(quotient, Tensor):
-        return torch.where(zero, empty, quotient)
-    return np.where(zero, empty, quotient)
+    quotient: Any = numerator / (denominator + zero)
+    where: Any = torch.where if isinstance(quotient, Tensor) else np.where
+    return where(zero, empty, quotient)
 
 
 @dataclass(frozen=True, slots=True)
