@@ -96,7 +96,7 @@ def _ellipses(height: int, width: int, count: int, rng: np.random.Generator) -> 
         ellipse = (u / a) ** 2 + (v / b) ** 2 <= 1
         free = ellipse & (objects == 0)
         hidden = free.sum() < 0.7 * max(ellipse.sum(), 0.5 * np.pi * a * b)  # behind others, or outside the picture
-        if hidden or label(free, connectivity=1).max() > 1:
+        if hidden or np.max(np.asarray(label(free, connectivity=1))) > 1:
             previous = None if rng.random() < 0.1 else previous
             continue
         objects[free] = objects.max() + 1
