@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, draw_keypoints
+from torchvision.utils import draw_bounding_boxes
 
 from delineate.data.sample import IGNORE
 from delineate.report.palette import IGNORED, Color, palette
@@ -21,6 +21,8 @@ __all__ = ["draw_errors", "draw_instances", "draw_semantic", "draw_skeletons", "
 _MISSED: Color = (86, 180, 233)  # blue: in the truth, not found
 _INVENTED: Color = (230, 159, 0)  # orange: found, not in the truth
 _CONFUSED: Color = (204, 121, 167)  # purple: found as another class
+_INK: Color = (240, 240, 240)
+_PAPER = torch.tensor([24, 25, 28], dtype=torch.uint8)[:, None, None]  # behind captions: looks right on light and dark pages
 
 
 def to_display(image: Tensor | np.ndarray) -> Tensor:
@@ -126,19 +128,7 @@ def draw_skeletons(
         shown &= points[..., 2] > threshold
     if visibility is not None:
         shown &= torch.as_tensor(visibility).cpu() > 0
-    width = _line_width(canvas) + 1
-    for index in range(len(points)):
-        place = points[index : index + 1, :, :2].nan_to_num()
-        canvas = draw_keypoints(
-            canvas,
-            place,
-            connectivity=[(a, b) for a, b in edges],
-            colors=_object_color(index, None),
-            radius=width + 1,
-            width=width,
-            visibility=shown[index : index + 1],
-        )
-    return canvas
+    return _draw_figures(canvas, points[..., :2], shown, edges)
 
 
 def draw_errors(
@@ -182,12 +172,12 @@ def side_by_side(panels: Sequence[Tensor | np.ndarray], captions: Sequence[str] 
     size = max(13, height // 24)
     strip = round(1.6 * size) if captions else 0
     width = sum(panel.shape[2] for panel in resized) + gap * (len(resized) - 1)
-    canvas = torch.full((3, strip + height, width), 255, dtype=torch.uint8)
+    canvas = _PAPER.expand(3, strip + height, width).clone()
     left = 0
     for index, panel in enumerate(resized):
         canvas[:, strip:, left : left + panel.shape[2]] = panel
         if index < len(captions):
-            _write(canvas, captions[index], left, round(0.2 * size), panel.shape[2], size)
+            _write(canvas, captions[index], left + size // 3, round(0.15 * size), panel.shape[2] - size // 3, size)
         left += panel.shape[2] + gap
     return canvas
 
@@ -333,6 +323,21 @@ def _is_light(color: Color) -> bool:
     return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
 
 
+def _draw_figures(canvas: Tensor, points: Tensor, shown: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:
+    """Lines in each figure's own colour, points rimmed in white; torchvision's draw_keypoints draws every line white."""
+    picture = Image.fromarray(canvas.permute(1, 2, 0).contiguous().numpy())
+    pen = ImageDraw.Draw(picture)
+    width = _line_width(canvas) + 1
+    for index, (figure, visible) in enumerate(zip(points.tolist(), shown.tolist(), strict=True)):
+        color = _object_color(index, None)
+        for start, end in edges:
+            if visible[start] and visible[end]:
+                pen.line([*figure[start], *figure[end]], fill=color, width=width)
+        for x, y in (place for place, seen in zip(figure, visible, strict=True) if seen):
+            pen.ellipse([x - width, y - width, x + width, y + width], fill=color, outline=(255, 255, 255))
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
 def _resize(panel: Tensor, height: int) -> Tensor:
     """To `height`; enlarged pixels stay square, so that what is seen is what is there."""
     factor = height / panel.shape[1]
@@ -359,7 +364,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(_font_file()), size)
 
 
-def _write(canvas: Tensor, text: str, left: int, top: int, width: int, size: int, color: Color = (30, 30, 30)) -> None:
+def _write(canvas: Tensor, text: str, left: int, top: int, width: int, size: int) -> None:
     """Write one line into `canvas` in place, shortened to `width` pixels."""
     font = _font(size)
     while text and font.getlength(text) > width:
@@ -367,7 +372,7 @@ def _write(canvas: Tensor, text: str, left: int, top: int, width: int, size: int
     below = min(canvas.shape[1], top + round(1.4 * size))
     region = canvas[:, top:below, left : left + width]
     picture = Image.fromarray(region.permute(1, 2, 0).contiguous().numpy())
-    ImageDraw.Draw(picture).text((0, 0), text, fill=color, font=font)
+    ImageDraw.Draw(picture).text((0, 0), text, fill=_INK, font=font)
     region.copy_(torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1))
 
 
@@ -385,4 +390,4 @@ def _draw_legend(canvas: Tensor, entries: Sequence[tuple[str, Color]]) -> None:
     for row, (name, color) in enumerate(entries):
         top = line // 4 + row * line
         panel[:, top + line // 4 : top + line // 4 + size, line // 3 : line // 3 + size] = _plane(color)
-        _write(canvas, name, round(1.4 * line), top + line // 8, inner, size, (255, 255, 255))
+        _write(canvas, name, round(1.4 * line), top + line // 8, inner, size)
