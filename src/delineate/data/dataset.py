@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 Polygon = list[float]  # x0, y0, x1, y1, ... in pixels
-Rle = dict[str, Any]  # {"size": [h, w], "counts": list[int] (uncompressed) | str | bytes (compressed)}, COCO's column-major runs
+Rle = dict[
+    str, Any
+]  # {"size": [h, w], "counts": list[int] (uncompressed) | str | bytes (compressed)}, COCO's column-major runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,10 @@ class LabelMap:
     path: Path
     kind: Literal["semantic", "instance"]
     frame: int = 0  # page of a multi-page TIFF
-    # raw pixel value (or RGB colour) -> class id (kind semantic); None: the values are the ids. Values not listed are errors.
+    # kind semantic: raw pixel value (or RGB colour) -> class id; None: the values are the ids. Values not listed are errors, 255 aside.
+    # kind instance: raw values to rewrite, such as {255: 0} for VOC's void; all others are ids.
     values: dict[int | tuple[int, int, int], int] | None = None
+    classes: LabelMap | None = None  # kind instance: a semantic picture that tells the class of each object; None: one class
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Dataset:
     splits: dict[str, tuple[Record, ...]]  # "train", "val", "test"; a data set without splits has only "all"
     keypoints: KeypointSchema | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)  # what the source says beyond this, kept for writing and for checks
     notes: tuple[str, ...] = ()  # what was concluded while reading ("labels/*.png read as instance maps: ...")
 
     @property

@@ -77,7 +77,9 @@ def decode_labels(path: str | Path, frame: int = 0) -> Array:
     if labels.dtype.kind == "f":
         whole = labels.astype(np.int32)
         if not np.array_equal(whole, labels):
-            raise DataError(f"{path}: holds fractions such as {labels[whole != labels][0]:g}; a label picture holds whole numbers")
+            raise DataError(
+                f"{path}: holds fractions such as {labels[whole != labels][0]:g}; a label picture holds whole numbers"
+            )
         labels = whole
     return _orient(labels.astype(labels.dtype.newbyteorder("=")), orientation)
 
@@ -133,7 +135,11 @@ def list_images(path: str | Path) -> list[Path]:
         if found := images_in(path):
             return found
         deeper = next((p for p in sorted(path.rglob("*")) if is_image(p)), None)
-        hint = f"pictures lie deeper: give {deeper.parent} or a glob such as '{path}/**/*'" if deeper else "expected .png, .jpg, .tif ..."
+        hint = (
+            f"pictures lie deeper: give {deeper.parent} or a glob such as '{path}/**/*'"
+            if deeper
+            else "expected .png, .jpg, .tif ..."
+        )
         raise DataError(f"{path}: no pictures in this folder; {hint}")
     if glob.has_magic(str(path)):
         found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if is_image(p))
@@ -317,5 +323,3 @@ def _read_tiff_labels(path: str | Path, frame: int) -> tuple[Array, int]:
             inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
             labels = (~labels if inverted else labels).astype(np.uint8)
         return labels, _tiff_orientation(page)
-
-

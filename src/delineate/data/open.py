@@ -1,0 +1,80 @@
+"""Opening a data set: which format it is in, and its splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from delineate.data.dataset import Dataset, Record
+from delineate.data.decode import missing
+from delineate.data.formats.png import VARIANTS as PNG_VARIANTS
+from delineate.data.formats.png import read_png
+from delineate.errors import ConfigError, DataError, suggest
+
+READERS: dict[str, Callable[[Path, str | None], Dataset]] = {"png": read_png}
+VARIANTS: dict[str, tuple[str, ...]] = {"png": PNG_VARIANTS}
+
+
+def open_dataset(path: str | Path, format: str | None = None) -> Dataset:
+    """Read what a data set says, without decoding images; the format is recognised, or forced with `format`.
+
+    `format` is one of png, coco, yolo, voc, cityscapes, labelme; a variant may follow a colon: png:semantic, png:instance,
+    voc:instance. Raises `DataError` naming the path, what was seen and what is expected; `ConfigError` for an unknown format.
+    """
+    path = Path(path)
+    name, variant = parse_format(format) if format else (None, None)
+    if not path.exists():
+        raise missing(path)
+    name = name or recognise(path)
+    dataset = READERS[name](path, variant)
+    if not dataset.records:
+        raise DataError(f"{path}: read as {name}, it holds no pictures; force another format with --format")
+    return dataset
+
+
+def parse_format(text: str) -> tuple[str, str | None]:
+    """Split `name:variant`; raises `ConfigError` with a suggestion for an unknown one.
+
+    >>> parse_format("png:instance")
+    ('png', 'instance')
+    """
+    name, _, variant = text.partition(":")
+    if name not in READERS:
+        raise ConfigError(f"--format {text}: unknown format; expected {', '.join(READERS)}{suggest(name, list(READERS))}")
+    known = VARIANTS.get(name, ())
+    if variant and variant not in known:
+        raise ConfigError(
+            f"--format {text}: expected {' or '.join(f'{name}:{v}' for v in known) or name}{suggest(variant, known)}"
+        )
+    return name, variant or None
+
+
+def recognise(path: Path) -> str:
+    """Return the name of the format that `path` looks like; a folder that looks like no other is tried as png."""
+    return "png"
+
+
+def split_dataset(dataset: Dataset, val_fraction: float = 0.2) -> Dataset:
+    """Return a data set that has "train" and "val": as it is if it has both, else with every n-th picture by name held back.
+
+    The choice depends on the names alone. Pictures of "test" and "unlabelled" are left where they are. Raises `DataError` where fewer
+    than two pictures have a truth.
+    """
+    if "train" in dataset.splits and "val" in dataset.splits:
+        return dataset
+    source = next((name for name in ("train", "all", "val") if name in dataset.splits), None)
+    if source is None:
+        raise DataError(
+            f"{dataset.root}: has the splits {', '.join(dataset.splits)}, but nothing to train on; expected train/ or one folder"
+        )
+    records = sorted(dataset.splits[source], key=lambda record: record.name)
+    if len(records) < 2:
+        raise DataError(f"{dataset.root}: {len(records)} picture in '{source}' cannot be split into train and val; add one")
+    count = min(max(1, round(len(records) * val_fraction)), len(records) - 1)
+    held = {int((i + 0.5) * len(records) / count) for i in range(count)}
+    train: tuple[Record, ...] = tuple(r for i, r in enumerate(records) if i not in held)
+    val = tuple(r for i, r in enumerate(records) if i in held)
+    rest = {name: members for name, members in dataset.splits.items() if name != source}
+    note = f"no validation split: {count} of {len(records)} pictures of '{source}', evenly spread by name, held back as 'val'"
+    return replace(dataset, splits={"train": train, "val": val, **rest}, notes=(*dataset.notes, note))
