@@ -25,7 +25,10 @@ class DataConfig(Strict):
     train_split: str = "train"
     val_split: str = "val"
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share held back when the data has no validation split")
-    cache: bool = Field(True, description="keep decoded pictures in memory")
+    cache: bool = Field(True, description="keep decoded pictures in memory, as far as a quarter of what is free goes")
+    sampling: Literal["even", "class_uniform"] = Field(
+        "even", description="each picture as often; or as many pictures with each class"
+    )
 
 
 class InputConfig(Strict):
@@ -65,6 +68,18 @@ class AugmentConfig(Strict):
     foreground: float = Field(0.33, ge=0, le=1, description="share of patches centred on a pixel of a randomly drawn class")
 
 
+class TargetConfig(Strict):
+    """What the network learns beside class ids."""
+
+    object_class: int | None = Field(
+        None, ge=0, description="class whose pieces are objects, without instance maps; None: all but 0"
+    )
+    border_width: int = Field(2, ge=1, description="pixels of the band inside each object's border, for outputs 'border'")
+    w0: float = Field(10.0, ge=0, description="weight between touching objects, for the loss 'border_cross_entropy'")
+    sigma: float = Field(5.0, gt=0, description="its reach in pixels")
+    balance: bool = Field(False, description="classes of a picture weigh the same in that loss")
+
+
 class LossTerm(Strict):
     """One summand of the loss."""
 
@@ -97,6 +112,7 @@ class TrainConfig(Strict):
     input: InputConfig = InputConfig()
     model: ModelConfig = ModelConfig()
     augment: AugmentConfig = AugmentConfig()
+    targets: TargetConfig = TargetConfig()
     loss: tuple[LossTerm, ...] = (LossTerm(name="cross_entropy"), LossTerm(name="dice"))
     optimizer: OptimizerConfig = OptimizerConfig()
     epochs: int = Field(50, ge=1)

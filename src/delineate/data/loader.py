@@ -1,0 +1,237 @@
+"""From records to batches: decoding, random patches and targets, in worker processes whose number changes nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision import tv_tensors
+
+from delineate.config import TrainConfig
+from delineate.data.batch import Batch, collate
+from delineate.data.dataset import Dataset, Record
+from delineate.data.intensity import image_statistics, normalize, to_color
+from delineate.data.load import load_sample
+from delineate.data.sample import Sample
+from delineate.data.samplers import Draw, EpochSampler, class_uniform_order, even_order
+from delineate.data.targets import border_band, border_weight_map, distance_map, find_objects, make_targets
+from delineate.data.transforms import build_transforms
+from delineate.errors import DataError, DelineateError
+from delineate.weights.conventions import Conventions
+
+CACHE_SHARE = 0.25  # of the free memory, over all workers of a loader
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A decoded picture with what is computed once from the whole of it."""
+
+    sample: Sample
+    statistics: tuple[Tensor, Tensor] | None  # for normalization="image"
+
+
+class TrainingSet(TorchDataset[Batch]):
+    """Pictures of a data set as batches of one; with `train`, random patches of them.
+
+    Draws are made by a sampler; the random changes of a draw depend on `config.seed` and its ticket only. Whole-picture work
+    (decoding, weight map, distance map, statistics) is kept in memory with `config.data.cache`, as far as a share of the free
+    memory goes; each worker keeps its own.
+    """
+
+    def __init__(
+        self, dataset: Dataset, records: Sequence[Record], config: TrainConfig, conventions: Conventions, *, train: bool
+    ) -> None:
+        self.dataset, self.records, self.config, self.conventions = dataset, tuple(records), config, conventions
+        self.num_classes = len(dataset.semantic_classes)
+        self.weighted = any(term.name == "border_cross_entropy" for term in config.loss)
+        transform = build_transforms(config.augment, value_range=conventions.value_range, keypoints=dataset.keypoints)
+        self.transform = transform if train else None
+        self._cache: dict[int, Prepared] = {}
+        self._room = CACHE_SHARE * psutil.virtual_memory().available / max(config.workers, 1) if config.data.cache else 0.0
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        record = self.records[draw.picture]
+        try:
+            prepared = self.prepared(draw.picture)
+            sample = prepared.sample
+            if self.transform is not None:
+                sample = self.transform(sample, np.random.default_rng((self.config.seed, draw.ticket)))
+            return self._batch(sample, prepared.statistics)
+        except DelineateError:
+            raise
+        except Exception as error:
+            error.add_note(f"while {record.image} was made ready for training")
+            raise
+
+    def __getitems__(self, draws: Sequence[Draw]) -> Batch | Failure:
+        """Return one batch, or in place of an error that the user can act on what the main process needs to raise it."""
+        try:
+            with _one_thread():
+                return collate([self[draw] for draw in draws])
+        except DelineateError as error:
+            return Failure(error, traceback.format_exc())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}  # workers read what they need
+
+    def prepared(self, index: int) -> Prepared:
+        """Return the decoded picture `index` with its whole-picture targets, from memory where it is kept."""
+        if index in self._cache:
+            return self._cache[index]
+        prepared = self._prepare(load_sample(self.dataset, self.records[index], self._want()))
+        size = _memory(prepared.sample)
+        if size <= self._room:
+            self._room -= size
+            self._cache[index] = prepared
+        return prepared
+
+    def _want(self) -> tuple[str, ...]:
+        if self.dataset.kind == "semantic":
+            return ("semantic",)
+        if self.conventions.outputs == "multilabel":
+            return ("semantic", "masks")
+        objects = self.weighted or self.conventions.outputs in ("border", "distance")
+        return ("semantic", "instance_map") if objects else ("semantic",)
+
+    def _prepare(self, sample: Sample) -> Prepared:
+        targets, outputs = self.config.targets, self.conventions.outputs
+        if self.conventions.color == "gray":
+            sample = replace(sample, image=tv_tensors.Image(to_color(sample.image.as_subclass(Tensor), "gray")))
+        if self.weighted or outputs in ("border", "distance"):
+            objects = find_objects(sample, targets.object_class)
+            sample = replace(sample, instance_map=tv_tensors.Mask(objects))
+            if self.weighted:
+                # The network is to separate what lies on both sides of the band, so the band is background here.
+                apart = objects * ~border_band(objects, targets.border_width) if outputs == "border" else objects
+                classes = sample.semantic if targets.balance else None
+                sample.weight = tv_tensors.Mask(border_weight_map(apart, targets.w0, targets.sigma, classes=classes))
+            if outputs == "distance":
+                sample.distance = tv_tensors.Mask(distance_map(objects))
+        whole = self.conventions.normalization == "image"
+        return Prepared(sample, image_statistics(sample.image.as_subclass(Tensor), self.conventions.color) if whole else None)
+
+    def _batch(self, sample: Sample, statistics: tuple[Tensor, Tensor] | None) -> Batch:
+        settings = self.config.targets
+        targets = make_targets(
+            sample, self.conventions, self.num_classes, object_class=settings.object_class, border_width=settings.border_width
+        )
+        images = normalize(sample.image, self.conventions, statistics)
+        return Batch(images[None], names=(sample.name,), **{name: target[None] for name, target in targets.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error of a worker on its way to the main process."""
+
+    error: DelineateError
+    trace: str
+
+
+class PatchLoader(DataLoader[Batch]):
+    """A DataLoader whose workers' errors are raised as they were: one line, the worker's traceback as the cause."""
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for item in super().__iter__():
+            if isinstance(item, Failure):
+                raise item.error from RuntimeError(f"in a loader process:\n{item.trace}")
+            yield item
+
+
+def make_loader(
+    dataset: Dataset,
+    records: Sequence[Record],
+    config: TrainConfig,
+    conventions: Conventions,
+    *,
+    train: bool,
+    rank: int = 0,
+    world: int = 1,
+) -> PatchLoader:
+    """Return a loader of `Batch` over `records`, for process `rank` of `world`.
+
+    With `train`: batches of `config.batch` random patches, `config.steps_per_epoch` of them in an epoch, or as many as show
+    each picture once (the last ones filled up from the next round, so that all have one size); call
+    `loader.sampler.set_epoch(epoch)` before each epoch. Without: whole pictures, one a batch, in order, each once; processes
+    take every `world`-th. The batches depend on the seed and the epoch only, not on the number of workers. Raises DataError for
+    no records and, while iterating, for a picture that cannot be used, with the message of its first cause and the name of its
+    file.
+    """
+    if not records:
+        raise DataError(f"{dataset.root}: no pictures for {'training' if train else 'validation'}; check its splits")
+    pictures = TrainingSet(dataset, records, config, conventions, train=train)
+    if train:
+        steps = config.steps_per_epoch or -(-len(records) // (config.batch * world))
+        order = even_order(len(records), config.seed)
+        if config.data.sampling == "class_uniform":
+            order = class_uniform_order(_presence(pictures), config.seed)
+        sampler = EpochSampler(order, steps=steps, batch=config.batch, rank=rank, world=world)
+    else:
+        sampler = [Draw(index, index) for index in range(rank, len(records), world)]
+    return PatchLoader(
+        pictures,
+        batch_size=config.batch if train else 1,
+        sampler=sampler,
+        num_workers=config.workers,
+        collate_fn=_as_is,
+        pin_memory=config.device != "cpu" and torch.cuda.is_available(),
+        multiprocessing_context=_context() if config.workers else None,
+        worker_init_fn=_start_worker,
+        persistent_workers=config.workers > 0,
+    )
+
+
+def _presence(pictures: TrainingSet) -> np.ndarray:
+    """Whether picture n shows class k, (N, K) bool; reads all label files once."""
+    presence = np.zeros((len(pictures), pictures.num_classes), np.bool_)
+    for index, record in enumerate(pictures.records):
+        sample = load_sample(pictures.dataset, record, ("semantic",))
+        labels = make_targets(sample, Conventions(), pictures.num_classes)["labels"]
+        presence[index] = np.bincount(labels.numpy().ravel(), minlength=256)[: pictures.num_classes] > 0
+    return presence
+
+
+def _memory(sample: Sample) -> int:
+    values = (getattr(sample, field.name) for field in fields(sample))
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+
+def _context() -> Any:
+    """Processes that do not inherit the threads of this one: a fork of a process with running torch threads can hang."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch is imported once, not once a worker
+    return context
+
+
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread, as workers do, so that sums have the same order in the main process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
