@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from delineate.errors import DataError
-from delineate.metrics.overlap import Overlap, ratio
+from delineate.metrics.overlap import Absent, Overlap, absent_score, nan_mean, ratio
 
-Absent = Literal["nan", 0, 1]
 Presence = Literal["union", "gt"]
 Scores = NDArray[np.float64]
 
@@ -118,11 +116,11 @@ class ConfusionMatrix:
 
     def precision(self, *, absent: Absent = "nan") -> Scores:
         """Share of the pixels predicted as a class that are of it, (..., K); `absent` for a class that is never predicted."""
-        return self.overlap.precision(empty=_number(absent))
+        return self.overlap.precision(empty=absent_score(absent))
 
     def recall(self, *, absent: Absent = "nan") -> Scores:
         """Share of the pixels of a class that are predicted as it (its accuracy), (..., K); `absent` without true pixels."""
-        return self.overlap.recall(empty=_number(absent))
+        return self.overlap.recall(empty=absent_score(absent))
 
     def mean_iou(self, *, absent: Absent = "nan", presence: Presence = "union") -> Scores:
         """Mean of `iou` over the classes that are not NaN, (...); NaN when all are."""
@@ -193,27 +191,11 @@ class ConfusionMatrix:
         if presence not in ("union", "gt"):
             raise ValueError(f"presence is {presence!r}, expected 'union' or 'gt'")
         exists = (self.overlap.union if presence == "union" else self.overlap.truth) > 0
-        return np.where(exists, scores, _number(absent))
+        return np.where(exists, scores, absent_score(absent))
 
     def _check_names(self, classes: Sequence[str]) -> None:
         if len(classes) != self.num_classes or self.counts.ndim != 2:
             raise ValueError(f"{len(classes)} names for counts of shape {self.counts.shape}")
-
-
-def nan_mean(values: Scores) -> Scores:
-    """Mean over the last axis without the NaN entries; NaN, and no warning, where nothing is left.
-
-    >>> nan_mean(np.array([[1.0, np.nan], [np.nan, np.nan]]))
-    array([ 1., nan])
-    """
-    defined = ~np.isnan(values)
-    return ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
-
-
-def _number(absent: Absent) -> float:
-    if absent not in ("nan", 0, 1):
-        raise ValueError(f"absent is {absent!r}, expected 'nan', 0 or 1")
-    return math.nan if absent == "nan" else float(absent)
 
 
 _CHUNK = 1 << 18

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Absent = Literal["nan", 0, 1]
 Array = TypeVar("Array", NDArray[Any], Tensor)
 
 
@@ -77,6 +78,27 @@ class Overlap(Generic[Array]):
     def recall(self, *, empty: float = math.nan) -> Array:
         """I / |T|."""
         return ratio(self.intersection, self.truth, empty)
+
+
+def absent_score(absent: Absent) -> float:
+    """The number that stands for a score of what does not exist: NaN is left out of every mean.
+
+    >>> absent_score("nan"), absent_score(1)
+    (nan, 1.0)
+    """
+    if absent not in ("nan", 0, 1):
+        raise ValueError(f"absent is {absent!r}, expected 'nan', 0 or 1")
+    return math.nan if absent == "nan" else float(absent)
+
+
+def nan_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the last axis without the NaN entries; NaN, and no warning, where nothing is left.
+
+    >>> nan_mean(np.array([[1.0, np.nan], [np.nan, np.nan]]))
+    array([ 1., nan])
+    """
+    defined = ~np.isnan(values)
+    return ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
 
 
 class JointCounts(NamedTuple):
