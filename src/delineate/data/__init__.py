@@ -45,7 +45,7 @@ _MODULES = {
 }
 _NAMES = {name: f"delineate.data.{module}" for module, names in _MODULES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "IGNORE",
     "Batch",
     "CheckReport",

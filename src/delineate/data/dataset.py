@@ -1,4 +1,4 @@
-"""`Dataset`: what a folder or annotation file says, before any pixel is decoded; every format reads into it and writes from it."""
+"""`Dataset`: what a folder or annotation file says, before any pixel is decoded; every format reads and writes it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LabelMap:
     path: Path
     kind: Literal["semantic", "instance"]
     frame: int = 0  # page of a multi-page TIFF
-    # kind semantic: raw pixel value (or RGB colour) -> class id; None: the values are the ids. Values not listed are errors, 255 aside.
+    # kind semantic: raw pixel value (or RGB colour) -> class id; None: the values are the ids. Others, 255 aside, are errors.
     # kind instance: raw values to rewrite, such as {255: 0} for VOC's void; all others are ids.
     values: dict[int | tuple[int, int, int], int] | None = None
     classes: LabelMap | None = None  # kind instance: a semantic picture that tells the class of each object; None: one class

@@ -62,8 +62,8 @@ def read_pixels(path: str | Path, frame: int = 0) -> Array:
 def decode_labels(path: str | Path, frame: int = 0) -> Array:
     """Decode a label picture as the numbers it holds: `(H, W)` integers, or `(H, W, 3)` for an RGB colour map.
 
-    A palette picture gives its indices, never its colours; one bit gives 0 and 1; alpha is dropped; float pictures must hold whole
-    numbers. The EXIF orientation is applied as it is to images. Raises `DataError` naming the file.
+    A palette picture gives its indices, never its colours; one bit gives 0 and 1; alpha is dropped; float pictures must
+    hold whole numbers. The EXIF orientation is applied as it is to images. Raises `DataError` naming the file.
     """
     with _explained(path):
         if _is_tiff(path):
@@ -127,7 +127,7 @@ def stored_palette(path: str | Path) -> tuple[tuple[int, int, int], ...] | None:
 
 
 def list_images(path: str | Path) -> list[Path]:
-    """Return the sorted pictures that a file, a folder (not its subfolders) or a glob names; raises `DataError` if there are none."""
+    """Return the sorted pictures that a file, a folder (not its subfolders) or a glob names; none is a `DataError`."""
     path = Path(path)
     if path.is_file():
         return [path]
@@ -142,7 +142,7 @@ def list_images(path: str | Path) -> list[Path]:
         )
         raise DataError(f"{path}: no pictures in this folder; {hint}")
     if glob.has_magic(str(path)):
-        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if is_image(p))
+        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if is_image(p))  # noqa: PTH207
         if found:
             return found
         raise DataError(f"{path}: no picture matches this pattern")
@@ -266,7 +266,7 @@ def _pillow_labels(image: Image.Image) -> Array:
 
 def _deep_png(path: str | Path, image: Image.Image) -> Array | None:
     """Decode a 16-bit PNG of several channels, which Pillow would cut to 8 bits; None for every other file."""
-    if image.format != "PNG" or image.mode not in ("RGB", "RGBA", "LA") or ";16" not in str(image.tile):
+    if image.format != "PNG" or image.mode not in ("RGB", "RGBA", "LA") or ";16" not in str(getattr(image, "tile", "")):
         return None
     pixels = imagecodecs.png_decode(Path(path).read_bytes())
     return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]

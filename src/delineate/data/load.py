@@ -22,10 +22,11 @@ WANTED = ("semantic", "instance_map", "masks", "boxes", "keypoints")
 def load_sample(dataset: Dataset, record: Record, want: Iterable[str] = ("semantic",)) -> Sample:
     """Decode a picture and the parts of its truth named in `want`: semantic, instance_map, masks, boxes, keypoints.
 
-    For objects, `semantic` paints later objects over earlier ones, and crowd regions, under all objects, as IGNORE; `instance_map` paints
-    in the same order and leaves crowd regions 0. Whenever objects are wanted, `labels` and `crowd` come with them. Objects whose box has
-    no extent, or whose outline covers no pixel, are left out; `data check` lists them. An empty `want` gives the image alone.
-    Raises `DataError` naming the files where sizes differ, values are not in the class list, or the truth asked for is not there.
+    For objects, `semantic` paints later objects over earlier ones, and crowd regions, under all objects, as IGNORE;
+    `instance_map` paints in the same order and leaves crowd regions 0. Whenever objects are wanted, `labels` and `crowd`
+    come with them. Objects whose box has no extent, or whose outline covers no pixel, are left out; `data check` lists
+    them. An empty `want` gives the image alone. Raises `DataError` naming the files where sizes differ, values are not in
+    the class list, or the truth asked for is not there.
     """
     want = set(want)
     if unknown := want - set(WANTED):
@@ -49,7 +50,7 @@ def load_sample(dataset: Dataset, record: Record, want: Iterable[str] = ("semant
 
 
 def load_semantic(label_map: LabelMap, image: Path, size: tuple[int, int], num_classes: int) -> Array:
-    """Read a label picture as `(H, W)` uint8 class ids, 255 = not counted; raises `DataError` for unknown values or another size."""
+    """Read a label picture as `(H, W)` uint8 class ids, 255 = not counted; an unknown value is a `DataError`."""
     labels = _read_labels(label_map, image, size)
     ids, unknown = _look_up(labels, label_map.values, num_classes)
     if unknown is not None:
@@ -75,10 +76,10 @@ def load_instance_map(label_map: LabelMap, image: Path, size: tuple[int, int]) -
 
 
 def load_object_classes(label_map: LabelMap, image: Path, ids: Array, num_classes: int) -> tuple[Array, Array | None]:
-    """Return the label of each object of an instance map, `(N,)` indices into the object classes, and the class picture `(H, W)`.
+    """Return the label of each object of an instance map, `(N,)` indices into the classes, and the class picture `(H, W)`.
 
-    With a class picture beside the map, an object's label is the class of most of its pixels; without one all labels are 0 and the
-    picture is None.
+    With a class picture beside the map, an object's label is the class of most of its pixels; without one all labels are 0
+    and the picture is None.
     """
     count = int(ids.max(initial=0))
     if label_map.classes is None:
@@ -228,7 +229,7 @@ def instance_box(instance: Instance, mask: Array | None, size: tuple[int, int], 
 
 
 def boxes_of_map(ids: Array) -> Array:
-    """Return the `(N, 4)` float32 xyxy boxes around the objects 1..N of an instance map; an id without pixels has the box 0, 0, 0, 0."""
+    """Return the `(N, 4)` float32 xyxy boxes around the objects 1..N of an instance map; zeros for an id without pixels."""
     from scipy.ndimage import find_objects
 
     slices = find_objects(ids)

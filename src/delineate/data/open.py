@@ -58,16 +58,15 @@ def recognise(path: Path) -> str:
 def split_dataset(dataset: Dataset, val_fraction: float = 0.2) -> Dataset:
     """Return a data set that has "train" and "val": as it is if it has both, else with every n-th picture by name held back.
 
-    The choice depends on the names alone. Pictures of "test" and "unlabelled" are left where they are. Raises `DataError` where fewer
-    than two pictures have a truth.
+    The choice depends on the names alone. Pictures of "test" and "unlabelled" are left where they are. Raises `DataError`
+    where fewer than two pictures have a truth.
     """
     if "train" in dataset.splits and "val" in dataset.splits:
         return dataset
     source = next((name for name in ("train", "all", "val") if name in dataset.splits), None)
     if source is None:
-        raise DataError(
-            f"{dataset.root}: has the splits {', '.join(dataset.splits)}, but nothing to train on; expected train/ or one folder"
-        )
+        seen = ", ".join(dataset.splits)
+        raise DataError(f"{dataset.root}: has the splits {seen}, but nothing to train on; expected train/ or one folder")
     records = sorted(dataset.splits[source], key=lambda record: record.name)
     if len(records) < 2:
         raise DataError(f"{dataset.root}: {len(records)} picture in '{source}' cannot be split into train and val; add one")

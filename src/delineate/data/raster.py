@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco
@@ -14,8 +15,8 @@ from delineate.errors import DataError
 def segmentation_rle(segmentation: tuple[Polygon, ...] | Rle, size: tuple[int, int]) -> Rle:
     """Return the compressed run-length code of polygons (their union) or of a run-length code of either kind.
 
-    `size` is height and width of the picture. Polygons with fewer than three points cover nothing. Raises `DataError` for a code that is
-    damaged or of another size, and for coordinates that are not finite.
+    `size` is height and width of the picture. Polygons with fewer than three points cover nothing. Raises `DataError` for a
+    code that is damaged or of another size, and for coordinates that are not finite.
     """
     if isinstance(segmentation, dict):
         return _checked_rle(segmentation, size)
@@ -24,15 +25,15 @@ def segmentation_rle(segmentation: tuple[Polygon, ...] | Rle, size: tuple[int, i
         raise DataError("a polygon needs pairs of finite numbers x, y")
     if not polygons:
         return encode_mask(np.zeros(size, bool))
-    # Far outside the picture C's integers overflow; a margin of the picture's own size keeps every visible edge nearly where it was.
+    # Far outside the picture C's integers overflow; the margin keeps edges that cross the picture nearly where they were.
     limits = np.array([[-size[1], 2 * size[1]], [-size[0], 2 * size[0]]], float)
     clipped = [np.reshape(p, (-1, 2)).clip(limits[:, 0], limits[:, 1]).ravel().tolist() for p in polygons]
-    return coco.merge(coco.frPyObjects(clipped, *size))
+    return _plain(coco.merge(coco.frPyObjects(clipped, *size)))
 
 
 def encode_mask(mask: Array) -> Rle:
     """Return the compressed run-length code of a `(H, W)` mask: {"size": [h, w], "counts": bytes}."""
-    return coco.encode(np.asfortranarray(mask, np.uint8))
+    return _plain(coco.encode(np.asfortranarray(mask, np.uint8)))
 
 
 def decode_rle(rle: Rle) -> Array:
@@ -68,11 +69,16 @@ def _checked_rle(rle: Rle, size: tuple[int, int]) -> Rle:
         raise DataError(f"its run-length code has the counts {counts!r}, expected a list or a string")
     if any(not isinstance(run, int) or run < 0 for run in runs) or sum(runs) != size[0] * size[1]:
         raise DataError(f"its run-length code is damaged (runs do not add up to {size[0] * size[1]} pixels)")
-    return coco.frPyObjects({"size": list(size), "counts": runs}, *size)  # pyright: ignore[reportArgumentType]
+    return _plain(coco.frPyObjects({"size": list(size), "counts": runs}, *size))  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _plain(rle: Any) -> Rle:
+    """pycocotools' types are narrower than what it takes and gives."""
+    return rle
 
 
 def _runs_of_text(text: bytes) -> list[int]:
-    """Read COCO's text code: five bits a character, the sixth says that more follow; from the third run on, differences to two before."""
+    """Read COCO's text code: five bits a character, the sixth says "more"; the fourth run and later are differences."""
     runs: list[int] = []
     value = shift = 0
     for character in text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,9 @@ def find_class_file(folder: Path) -> Path | None:
 def read_class_file(path: Path) -> ClassTable:
     """Read a class file; raises `DataError` naming the file and the line.
 
-    Text and CSV, one class a line: `NAME` (pixel value = line, from 0), `VALUE NAME`, `R G B NAME`, `NAME,VALUE`, `NAME,R,G,B` with or
-    without a header, or CVAT's `NAME:R,G,B::`. JSON: a list of names, {value: name}, {name: value} or {name: [r, g, b]}.
-    Classes named void, ignore, unlabelled ... become pixels that do not count.
+    Text and CSV, one class a line: `NAME` (pixel value = line, from 0), `VALUE NAME`, `R G B NAME`, `NAME,VALUE`,
+    `NAME,R,G,B` with or without a header, or CVAT's `NAME:R,G,B::`. JSON: a list of names, {value: name}, {name: value} or
+    {name: [r, g, b]}. Classes named void, ignore, unlabelled ... become pixels that do not count.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -63,9 +64,9 @@ def _table(path: Path, entries: list[tuple[Key, str]]) -> ClassTable:
     names = tuple(name for _, name in entries if name.lower() not in IGNORED_NAMES)
     if len(names) > IGNORE:
         raise DataError(f"{path}: names {len(names)} classes, at most {IGNORE} fit a label picture")
-    for kind, items in (("value", [key for key, _ in entries]), ("class", [name for _, name in entries])):
-        if repeated := next((item for item in items if items.count(item) > 1), None):
-            raise DataError(f"{path}: the {kind} {repeated!r} is given twice")
+    for kind, count in (("value", Counter(key for key, _ in entries)), ("class", Counter(name for _, name in entries))):
+        if repeated := [item for item, times in count.items() if times > 1]:
+            raise DataError(f"{path}: the {kind} {repeated[0]!r} is given twice")
     index = {name: i for i, name in enumerate(names)}
     values = {key: index.get(name, IGNORE) for key, name in entries}
     colours = tuple(key for key, name in entries if isinstance(key, tuple) and name in index)

@@ -15,7 +15,10 @@ from delineate.errors import DataError
 Role = Literal["image", "mask", "instances", "skip"]
 
 _IMAGE = "images?|imgs?|raws?|pictures?|photos?|frames?|inputs?|originals?|volumes?|srcs?"
-_MASK = "masks?|labels?|annotations?|annots?|anno|gts?|truths?|groundtruths?|segs?|segmentations?|segmaps?|targets?|manual1?|1stho|lbls?"
+_MASK = (
+    "masks?|labels?|lbls?|annotations?|annots?|anno|gts?|truths?|groundtruths?|"
+    "segs?|segmentations?|segmaps?|targets?|manual1?|1stho"
+)
 _INSTANCES = "instances?|instancemaps?"
 _SPLITS = {
     "train": "train(?:ing)?|trn|tr",
@@ -104,10 +107,10 @@ def _scan(root: Path) -> list[Found]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__")))
         parts = Path(folder).relative_to(root).parts
         told = [read_folder_name(part) for part in parts]
-        role = next((r for r, _ in reversed(told) if r), None)
+        role: Role | None = next((r for r, _ in reversed(told) if r), None)
         split = next((s for _, s in told if s), None)
         kept = "/".join(part for part, (r, s) in zip(parts, told, strict=True) if not r and not s)
-        if parts and _SECOND_OBSERVER.search(parts[-1]) or _is_field_of_view(Path(folder)):
+        if (parts and _SECOND_OBSERVER.search(parts[-1])) or _is_field_of_view(Path(folder)):
             role = "skip"
         found += [_read_file_name(Path(folder, f), role, split, kept) for f in sorted(files) if is_image(Path(folder, f))]
     return found
@@ -170,10 +173,8 @@ def _unique_names(images: list[Found]) -> list[str]:
 
 
 def _role(match: re.Match[str]) -> Role | None:
-    for role in ("image", "mask", "instances"):
-        if match[role]:
-            return role
-    return None
+    roles: tuple[Role, ...] = ("image", "mask", "instances")
+    return next((role for role in roles if match[role]), None)
 
 
 def _canonical_split(word: str | None) -> str | None:

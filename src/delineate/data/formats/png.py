@@ -117,9 +117,8 @@ def _splits(pictures: list[_Picture], records: list[Record]) -> tuple[dict[str, 
         if without and len(without) < len(members):
             unlabelled += without
             splits[name] = [r for r in members if r.label_map is not None]
-            notes.append(
-                f"{len(without)} of {len(members)} pictures in '{name}' have no label picture and are left out, such as {without[0].name}"
-            )
+            share = f"{len(without)} of {len(members)} pictures in '{name}'"
+            notes.append(f"{share} have no label picture and are left out, such as {without[0].name}")
     if unlabelled:
         splits["unlabelled"] = unlabelled
     return {name: tuple(members) for name, members in splits.items()}, notes
@@ -130,9 +129,8 @@ def _pages(pair: Pair) -> Iterable[_Picture]:
     pages = _page_count(pair.image)
     for label in (pair.mask, pair.instances):
         if label is not None and pages > 1 and _page_count(label) != pages:
-            raise DataError(
-                f"{label}: has {_page_count(label)} pages, its image {pair.image} has {pages}; give one label page for each page"
-            )
+            counts = f"has {_page_count(label)} pages, its image {pair.image} has {pages}"
+            raise DataError(f"{label}: {counts}; give one label page for each page")
     digits = len(str(pages - 1))
     for frame in range(pages):
         name = pair.name if pages == 1 else f"{pair.name}#{frame:0{digits}d}"
@@ -179,16 +177,13 @@ def _refuse_nothing(root: Path, pairs: list[Pair], orphans: list[Path]) -> None:
     if any(p.mask or p.instances for p in pairs):
         return
     if orphans and pairs:
-        raise DataError(
-            f"{root}: no label picture fits an image, {_inside(root, orphans[0])} and {_inside(root, pairs[0].image)} for example; give both the same stem"
-        )
+        example = f"{_inside(root, orphans[0])} and {_inside(root, pairs[0].image)} for example"
+        raise DataError(f"{root}: no label picture fits an image, {example}; give both the same stem")
     if pairs:
-        raise DataError(
-            f"{root}: {len(pairs)} images but no label pictures; expected masks/ (or labels/) with the same stems beside images/"
-        )
-    raise DataError(
-        f"{root}: no data set found; expected images/ and masks/ with the same stems, or a COCO, YOLO, VOC, Cityscapes or labelme layout"
-    )
+        expected = "expected masks/ (or labels/) with the same stems beside images/"
+        raise DataError(f"{root}: {len(pairs)} images but no label pictures; {expected}")
+    others = "or a COCO, YOLO, VOC, Cityscapes or labelme layout"
+    raise DataError(f"{root}: no data set found; expected images/ and masks/ with the same stems, {others}")
 
 
 def _stored_palette(path: Path, table: ClassTable) -> tuple[tuple[int, int, int], ...] | None:
