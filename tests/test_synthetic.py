@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
+from delineate.data.load import load_sample
+from delineate.data.open import open_dataset
 from delineate.data.synthetic import blobs, make_blobs_dataset
 
 
@@ -42,19 +45,34 @@ def test_tiny_pictures_work() -> None:
 
 
 @pytest.mark.parametrize("kind", ["semantic", "instance"])
-def test_folders(tmp_path: Path, kind: str) -> None:
-    root = make_blobs_dataset(tmp_path / "data", 2, (40, 56), 1, kind, 3, val=1)  # pyright: ignore[reportArgumentType]
+def test_folders(tmp_path: Path, kind: Literal["semantic", "instance"]) -> None:
+    root = make_blobs_dataset(tmp_path / "data", 2, (40, 56), 1, kind, 3, val=1)
+    truth = "masks" if kind == "semantic" else "instances"
     files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.png"))
     assert files == [
         "train/images/blobs_000.png",
         "train/images/blobs_001.png",
-        "train/masks/blobs_000.png",
-        "train/masks/blobs_001.png",
+        f"train/{truth}/blobs_000.png",
+        f"train/{truth}/blobs_001.png",
         "val/images/blobs_002.png",
-        "val/masks/blobs_002.png",
+        f"val/{truth}/blobs_002.png",
     ]
     image, objects = blobs((40, 56), (1, 2), channels=3)
     assert np.array_equal(np.asarray(Image.open(root / "val/images/blobs_002.png")), image)
-    mask = np.asarray(Image.open(root / "val/masks/blobs_002.png"))
+    mask = np.asarray(Image.open(root / f"val/{truth}/blobs_002.png"))
     assert np.array_equal(mask, objects if kind == "instance" else objects > 0)
     assert mask.dtype == (np.uint16 if kind == "instance" else np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["semantic", "instance"])
+def test_data_sets_are_recognised(tmp_path: Path, kind: Literal["semantic", "instance"]) -> None:
+    dataset = open_dataset(make_blobs_dataset(tmp_path, 3, 48, kind=kind, classes=2))
+    assert dataset.kind == kind
+    assert len(dataset.semantic_classes) == 3
+    sample = load_sample(dataset, dataset.records[1], ("semantic", "instance_map") if kind == "instance" else ("semantic",))
+    _, objects = blobs(48, (0, 1), classes=2)
+    assert sample.semantic is not None
+    assert np.array_equal(sample.semantic.numpy(), np.where(objects > 0, 1 + (objects - 1) % 2, 0))
+    if kind == "instance":
+        assert sample.instance_map is not None
+        assert np.array_equal(sample.instance_map.numpy(), objects)

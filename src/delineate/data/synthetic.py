@@ -57,21 +57,22 @@ def make_blobs_dataset(
     objects: int = 12,
     classes: int = 1,
 ) -> Path:
-    """Write `images/blobs_000.png` ... and `masks/` of the same names, made by `blobs`, and return `folder`.
+    """Write `images/blobs_000.png` ... and their truth under the same names, made by `blobs`, and return `folder`.
 
-    kind "semantic": masks are 8-bit class ids, 0 = background; kind "instance": 16-bit object ids. With `val` pictures beside
-    the `count` for training they lie in `train/` and `val/`.
+    kind "semantic": `masks/`, 8-bit class ids, 0 = background. kind "instance": `instances/`, 16-bit object ids, and with
+    several classes `masks/` too. With `val` pictures beside the `count` for training they lie in `train/` and `val/`.
     """
     folder = Path(folder)
     parts = [(folder / "train" if val else folder, range(count)), (folder / "val", range(count, count + val))]
     for part, numbers in parts:
         for number in numbers:
             image, truth = blobs(size, (seed, number), channels=channels, count=objects, classes=classes)
-            mask = truth.astype(np.uint16)
-            if kind == "semantic":
-                mask = np.where(truth > 0, 1 + (truth - 1) % classes, 0).astype(np.uint8)
-            _write_png(part / "images" / f"blobs_{number:03d}.png", image)
-            _write_png(part / "masks" / f"blobs_{number:03d}.png", mask)
+            name = f"blobs_{number:03d}.png"
+            _write_png(part / "images" / name, image)
+            if kind == "instance":
+                _write_png(part / "instances" / name, truth.astype(np.uint16))
+            if kind == "semantic" or classes > 1:
+                _write_png(part / "masks" / name, np.where(truth > 0, 1 + (truth - 1) % classes, 0).astype(np.uint8))
     return folder
 
 

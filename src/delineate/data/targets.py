@@ -137,10 +137,10 @@ def _labels(sample: Sample, num_classes: int) -> Tensor:
 
 def _one_hot(sample: Sample, labels: Tensor, num_classes: int) -> Tensor:
     """(K, H, W) float32: objects may overlap where there are masks (of classes 1 to K - 1; class 0 is what they leave)."""
-    classes = torch.arange(num_classes)[:, None, None]
-    hot = labels[None] == classes
+    hot = labels[None] == torch.arange(num_classes)[:, None, None]
     if sample.masks is not None and sample.labels is not None:
-        for mask, label in zip(sample.masks.as_subclass(Tensor), sample.labels.tolist(), strict=True):
+        crowd = torch.zeros_like(sample.labels, dtype=torch.bool) if sample.crowd is None else sample.crowd
+        for mask, label in zip(sample.masks.as_subclass(Tensor)[~crowd], sample.labels[~crowd].tolist(), strict=True):
             hot[label + 1] |= mask
         hot[0] = ~hot[1:].any(0)
     return torch.where(labels[None] == IGNORE, -1.0, hot.float())
