@@ -11,6 +11,7 @@ from delineate.metrics.clustering import (
     variation_of_information,
 )
 from delineate.metrics.confusion import ConfusionMatrix
+from delineate.metrics.multilabel import MultilabelConfusion
 from delineate.metrics.objects import Matching, ObjectScores, match_objects, object_scores
 from delineate.metrics.overlap import Overlap, joint_counts
 
@@ -19,6 +20,7 @@ __all__ = [
     "ConfusionMatrix",
     "Interval",
     "Matching",
+    "MultilabelConfusion",
     "ObjectScores",
     "Overlap",
     "adapted_rand_error",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,22 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from delineate.errors import DataError
-from delineate.metrics.overlap import Absent, Overlap, absent_score, nan_mean, ratio
-
-Presence = Literal["union", "gt"]
-Scores = NDArray[np.float64]
+from delineate.metrics.overlap import Overlap, ratio
+from delineate.metrics.scores import ClassScores, Scores
 
 
-class ConfusionMatrix:
+class ConfusionMatrix(ClassScores):
     """Pixels of each pair (true class, predicted class), and the scores of a segmentation.
 
     `counts` is int64 [truth, prediction], so it stays exact where a float32 would stop at 2^24 pixels. Pixels whose truth is
     `ignore_index` are not counted, whatever is predicted there.
-
-    Two questions that packages answer differently are arguments of the scores:
-    - `presence`: a class exists if it occurs in truth or prediction ("union": predicted but not true scores 0, as in
-      Cityscapes' scripts and MMSegmentation), or only if it occurs in the truth ("gt": left out, as in Detectron2).
-    - `absent`: what a class that does not exist scores: "nan" (left out of every mean), 0 or 1.
 
     The counts may have leading axes, one matrix a picture for example: scores then have them too (`from_counts`).
 
@@ -44,9 +36,9 @@ class ConfusionMatrix:
             raise ValueError(f"num_classes is {num_classes}, expected at least 1")
         if ignore_index is not None and not 0 <= ignore_index < 1 << 16:
             raise ValueError(f"ignore_index is {ignore_index}, expected None or 0..65535")
+        super().__init__(np.zeros((num_classes, num_classes), np.int64))
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.counts: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
 
     @classmethod
     def from_counts(cls, counts: NDArray[Any], ignore_index: int | None = 255) -> ConfusionMatrix:
@@ -89,89 +81,14 @@ class ConfusionMatrix:
         return total
 
     @property
-    def state(self) -> Tensor:
-        """The counts as an int64 tensor; assign what an all-reduce (sum) of it gives to merge the processes of a run."""
-        return torch.from_numpy(self.counts)
-
-    @state.setter
-    def state(self, value: Tensor) -> None:
-        counts = value.cpu().numpy()
-        if counts.dtype != np.int64 or counts.shape != self.counts.shape:
-            raise ValueError(f"state is {counts.dtype} {counts.shape}, expected int64 {self.counts.shape}")
-        self.counts = counts
-
-    @property
     def overlap(self) -> Overlap[NDArray[Any]]:
         """Intersection and cardinalities of each class, (..., K)."""
         intersection = np.diagonal(self.counts, axis1=-2, axis2=-1)
         return Overlap(intersection, self.counts.sum(axis=-2), self.counts.sum(axis=-1))
 
-    def iou(self, *, absent: Absent = "nan", presence: Presence = "union") -> Scores:
-        """IoU of each class, (..., K): n_cc / (sum_j n_cj + sum_i n_ic - n_cc)."""
-        return self._of_existing(self.overlap.iou(), absent, presence)
-
-    def dice(self, *, absent: Absent = "nan", presence: Presence = "union") -> Scores:
-        """Dice (F1) of each class, (..., K)."""
-        return self._of_existing(self.overlap.dice(), absent, presence)
-
-    def precision(self, *, absent: Absent = "nan") -> Scores:
-        """Share of the pixels predicted as a class that are of it, (..., K); `absent` for a class that is never predicted."""
-        return self.overlap.precision(empty=absent_score(absent))
-
-    def recall(self, *, absent: Absent = "nan") -> Scores:
-        """Share of the pixels of a class that are predicted as it (its accuracy), (..., K); `absent` without true pixels."""
-        return self.overlap.recall(empty=absent_score(absent))
-
-    def mean_iou(self, *, absent: Absent = "nan", presence: Presence = "union") -> Scores:
-        """Mean of `iou` over the classes that are not NaN, (...); NaN when all are."""
-        return nan_mean(self.iou(absent=absent, presence=presence))
-
-    def mean_dice(self, *, absent: Absent = "nan", presence: Presence = "union") -> Scores:
-        """Mean of `dice` over the classes that are not NaN, (...)."""
-        return nan_mean(self.dice(absent=absent, presence=presence))
-
-    def mean_accuracy(self, *, absent: Absent = "nan") -> Scores:
-        """Mean of `recall` over the classes that are not NaN, (...)."""
-        return nan_mean(self.recall(absent=absent))
-
     def pixel_accuracy(self) -> Scores:
         """Share of the counted pixels whose class is right, (...); NaN without pixels."""
         return ratio(np.trace(self.counts, axis1=-2, axis2=-1), self.counts.sum(axis=(-2, -1)))
-
-    def frequency_weighted_iou(self) -> Scores:
-        """IoU averaged with each class's share of the true pixels as its weight, (...); NaN without pixels."""
-        truth = self.overlap.truth
-        return ratio((truth * self.overlap.iou(empty=0.0)).sum(axis=-1), truth.sum(axis=-1))
-
-    def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """One row a class: name, iou, dice, precision, recall (NaN where not defined), truth_pixels, predicted_pixels."""
-        self._check_names(classes)
-        overlap = self.overlap
-        columns = {
-            "iou": self.iou(),
-            "dice": self.dice(),
-            "precision": self.precision(),
-            "recall": self.recall(),
-            "truth_pixels": overlap.truth,
-            "predicted_pixels": overlap.prediction,
-        }
-        return [{"name": name} | {key: column[k].item() for key, column in columns.items()} for k, name in enumerate(classes)]
-
-    def summary(self, classes: Sequence[str] | None = None) -> dict[str, float]:
-        """The means under their names, and with `classes` also "iou/NAME" and "dice/NAME"; NaN where not defined."""
-        means = {
-            "mean_iou": self.mean_iou(),
-            "mean_dice": self.mean_dice(),
-            "pixel_accuracy": self.pixel_accuracy(),
-            "mean_accuracy": self.mean_accuracy(),
-            "frequency_weighted_iou": self.frequency_weighted_iou(),
-        }
-        flat = {name: float(value) for name, value in means.items()}
-        if classes is not None:
-            self._check_names(classes)
-            flat |= {f"iou/{name}": float(value) for name, value in zip(classes, self.iou(), strict=True)}
-            flat |= {f"dice/{name}": float(value) for name, value in zip(classes, self.dice(), strict=True)}
-        return flat
 
     def to_json(self) -> str:
         """Return the JSON text that `from_json` reads back."""
@@ -186,16 +103,6 @@ class ConfusionMatrix:
         """
         content = json.loads(text)
         return cls.from_counts(np.array(content["counts"], np.int64), content["ignore_index"])
-
-    def _of_existing(self, scores: Scores, absent: Absent, presence: Presence) -> Scores:
-        if presence not in ("union", "gt"):
-            raise ValueError(f"presence is {presence!r}, expected 'union' or 'gt'")
-        exists = (self.overlap.union if presence == "union" else self.overlap.truth) > 0
-        return np.where(exists, scores, absent_score(absent))
-
-    def _check_names(self, classes: Sequence[str]) -> None:
-        if len(classes) != self.num_classes or self.counts.ndim != 2:
-            raise ValueError(f"{len(classes)} names for counts of shape {self.counts.shape}")
 
 
 _CHUNK = 1 << 18

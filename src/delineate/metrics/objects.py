@@ -196,7 +196,7 @@ class ObjectScores:
         """Add the sums of `other`, made of other pictures or by another process."""
         if self.thresholds != other.thresholds:
             raise ValueError(f"cannot merge scores at IoU {other.thresholds} into scores at {self.thresholds}")
-        self.sums = self.sums + other.state
+        self.sums = self.sums + other.sums
 
     @property
     def state(self) -> Tensor:
