@@ -1,0 +1,273 @@
+"""The report of a run: one HTML file that needs nothing else, made from the files of the run folder."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import shlex
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from PIL import Image
+
+import delineate
+from delineate.files import write_text
+from delineate.report.palette import palette
+from delineate.report.plots import plot_confusion, plot_losses, plot_metrics, plot_schedule, save_png, to_svg
+from delineate.report.reading import RunFiles, read_run
+from delineate.report.settings import describe_settings
+
+_PICTURES = 3  # best and worst each
+_WIDEST_TABLE = 12  # classes; more are drawn as a plot
+
+
+def write_report(run: str | Path) -> Path:
+    """Write `report.html` into the run folder, and the plots as PNG into its `plots/`; return the path of the report.
+
+    Reads config.yaml, plan.json, env.json, results.csv, evaluation.json and previews/; what is missing is left out and named in
+    the report. Raises `DataError` where the folder is not that of a run, `DelineateError` where the report cannot be written.
+    """
+    files = read_run(run)
+    page = _environment().get_template("report.html.j2")
+    report = files.folder / "report.html"
+    write_text(report, page.render(_context(files)))
+    return report
+
+
+def _environment() -> Environment:
+    environment = Environment(loader=PackageLoader("delineate.report", "."), autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"number": _number, "count": _count, "title": _title}
+    return environment
+
+
+def _context(files: RunFiles) -> dict[str, Any]:
+    evaluation = files.evaluation
+    classes = [str(name) for name in evaluation.get("classes") or [row["name"] for row in evaluation.get("per_class") or []]]
+    return {
+        "name": files.folder.resolve().name,
+        "version": delineate.__version__,
+        "written": datetime.now().strftime("%d %B %Y, %H:%M"),
+        "subtitle": _subtitle(files),
+        "missing": files.missing,
+        "headline": _headline(evaluation),
+        "split": evaluation.get("split"),
+        "settings": describe_settings(files.config, files.plan),
+        "plan_notes": files.plan.get("notes") or [],
+        "config_text": yaml.safe_dump(files.config, sort_keys=False) if files.config else "",
+        "curves": _curves(files),
+        "confusion": _confusion(files, classes),
+        "per_class": _per_class(evaluation, classes),
+        "objects": _numbers(evaluation.get("objects")),
+        "other_numbers": _other_numbers(evaluation),
+        "pictures": _pictures(files),
+        "picture_count": len(evaluation.get("images") or []),
+        "speed": _speed(files),
+        "environment": _flat(files.environment),
+        "commands": _commands(files),
+    }
+
+
+def _subtitle(files: RunFiles) -> str:
+    model, data = files.config.get("model") or {}, files.config.get("data") or {}
+    parts = [str(model.get("name", "")), f"on {Path(str(data['path'])).name}" if data.get("path") else ""]
+    epochs = f"{files.epochs} {'epoch' if files.epochs == 1 else 'epochs'}" if files.epochs else ""
+    return " · ".join(part for part in (" ".join(p for p in parts if p), epochs) if part)
+
+
+def _headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """The few numbers that matter most, each with its interval where there is one."""
+    summary, objects = evaluation.get("summary") or {}, _numbers(evaluation.get("objects"))
+    wanted = [("mean_iou", "Mean IoU"), ("mean_dice", "Mean Dice"), ("pixel_accuracy", "Pixel accuracy")]
+    classes = evaluation.get("classes") or []
+    if len(classes) == 2:  # one class against the background: its own IoU says more than the mean
+        wanted.insert(0, (f"iou/{classes[1]}", f"IoU of {classes[1]}"))
+    cards = [(key, title, summary[key]) for key, title in wanted if key in summary]
+    cards += [
+        (f"objects/{key}", f"Objects: {_title(key)}", value)
+        for key, value in objects.items()
+        if key in ("f1", "map", "mean_ap")
+    ]
+    intervals = evaluation.get("intervals") or {}
+    return [{"title": title, "value": value, "interval": intervals.get(key)} for key, title, value in cards]
+
+
+def _curves(files: RunFiles) -> list[str]:
+    plots = {
+        "loss.png": plot_losses(files.history),
+        "metrics.png": plot_metrics(files.history),
+        "learning_rate.png": plot_schedule(files.history),
+    }
+    return [_keep(files, name, figure) for name, figure in plots.items() if figure is not None]
+
+
+def _keep(files: RunFiles, name: str, figure: Figure) -> str:
+    """Save the figure in the run's plots and return it for the page."""
+    svg = to_svg(figure)
+    save_png(figure, files.folder / "plots" / name)
+    return svg
+
+
+def _confusion(files: RunFiles, classes: list[str]) -> dict[str, Any] | None:
+    counts = files.evaluation.get("confusion")
+    if not counts or len(counts) != len(classes):
+        return None
+    plot = _keep(files, "confusion.png", plot_confusion(counts, classes))
+    rows: list[dict[str, Any]] = []
+    for name, row in zip(classes, counts, strict=True):
+        total = sum(row)
+        cells = [{"share": value / total if total else 0.0, "count": value} for value in row]
+        rows.append({"name": name, "total": total, "cells": cells})
+    return {"classes": classes, "rows": rows, "plot": plot if len(classes) > _WIDEST_TABLE else None}
+
+
+def _per_class(evaluation: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]:
+    rows = evaluation.get("per_class") or []
+    total = sum(_finite(row.get("truth_pixels")) for row in rows)
+    colors = palette(len(classes))
+    table: list[dict[str, Any]] = []
+    for row in rows:
+        index = classes.index(str(row["name"])) if str(row["name"]) in classes else 0
+        share = _finite(row.get("truth_pixels")) / total if total else 0.0
+        numbers = {key: row.get(key) for key in ("iou", "dice", "precision", "recall", "truth_pixels", "predicted_pixels")}
+        table.append({"name": row["name"], "color": "#{:02x}{:02x}{:02x}".format(*colors[index]), "share": share, **numbers})
+    return table
+
+
+def _other_numbers(evaluation: dict[str, Any]) -> dict[str, float]:
+    """Numbers of the summary that no other part of the page shows."""
+    shown = {"mean_iou", "mean_dice", "pixel_accuracy"}
+    numbers = _numbers(evaluation.get("summary"))
+    return {
+        key: value for key, value in numbers.items() if key not in shown and not key.startswith(("iou/", "dice/", "objects/"))
+    }
+
+
+def _pictures(files: RunFiles) -> list[dict[str, Any]]:
+    """The worst and the best pictures with their previews; all of them, worst first, where there are few."""
+    images = [image for image in files.evaluation.get("images") or [] if image.get("preview")]
+    ranked = sorted(images, key=lambda image: _finite(image.get("mean_iou"), math.inf))
+    groups = [("Worst", ranked[:_PICTURES]), ("Best", ranked[: -_PICTURES - 1 : -1])]
+    if len(ranked) <= 2 * _PICTURES:
+        groups = [("", ranked)]
+    shown = [(group, image, _embed(files.folder / str(image["preview"]))) for group, members in groups for image in members]
+    lost = sorted({image["preview"] for _, image, content in shown if content is None})
+    if lost:
+        files.missing.append(f"Pictures that cannot be read: {', '.join(lost)}.")
+    return [
+        {
+            "group": group,
+            "name": image["name"],
+            "mean_iou": image.get("mean_iou"),
+            "mean_dice": image.get("mean_dice"),
+            "source": source,
+        }
+        for group, image, source in shown
+        if source is not None
+    ]
+
+
+def _embed(path: Path, widest: int = 1600) -> str | None:
+    """A picture as a data URL: as it is where small, else at most `widest` pixels wide and as JPEG; None if unreadable."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as picture:
+            kind = str(picture.format).lower()
+            if len(content) > 200_000 or picture.width > widest:
+                picture.thumbnail((widest, 8 * widest))
+                buffer = io.BytesIO()
+                picture.convert("RGB").save(buffer, "JPEG", quality=88)
+                content, kind = buffer.getvalue(), "jpeg"
+    except (OSError, Image.DecompressionBombError):
+        return None
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _speed(files: RunFiles) -> list[tuple[str, str]]:
+    speed, memory, seconds = (files.column(name) for name in ("images_per_second", "memory_mb", "seconds"))
+    rows: list[tuple[str, str]] = []
+    if speed:
+        rows.append(("Training speed, median of the epochs", f"{sorted(speed)[len(speed) // 2]:.3g} pictures a second"))
+    if memory:
+        rows.append(("Highest memory", f"{max(memory):,.0f} MB"))
+    if seconds:
+        rows.append(("Time of the training", _duration(seconds[-1])))
+    return rows
+
+
+def _commands(files: RunFiles) -> list[tuple[str, str]]:
+    folder = str(files.folder)
+    data = str((files.config.get("data") or {}).get("path", "DATA"))
+    weights = shlex.quote(f"{folder}/weights/best.safetensors")
+    epochs = files.config.get("epochs")
+    longer = 2 * epochs if isinstance(epochs, int) else "MORE"
+    return [
+        ("Predict pictures", f"delineate predict {weights} PICTURES --out predictions"),
+        ("Measure on a data set", f"delineate eval {weights} {shlex.quote(data)}"),
+        ("Go on for longer", f"delineate train --resume {shlex.quote(folder)} --epochs {longer}"),
+        (
+            "Train the same again",
+            f"delineate train {shlex.quote(folder + '/config.yaml')} --out {shlex.quote(folder + '-again')}",
+        ),
+    ]
+
+
+def _numbers(content: Any) -> dict[str, float]:
+    """The numbers of a nested dict under flat names."""
+    return {
+        key: value for key, value in _flat(content).items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in (content if isinstance(content, dict) else {}).items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = ", ".join(str(v) for v in value) if isinstance(value, list) else value
+    return flat
+
+
+def _title(key: str) -> str:
+    """A flat name as words: objects/mean_matched_iou -> objects · mean matched IoU."""
+    known = {"iou": "IoU", "f1": "F1", "ap": "AP", "map": "mean AP", "cpu": "CPU", "gpu": "GPU", "gb": "GB", "mb": "MB"}
+    words = key.replace("/", " · ").replace("_", " ").split(" ")
+    return " ".join(known.get(word, word) for word in words)
+
+
+def _finite(value: Any, otherwise: float = 0.0) -> float:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else otherwise
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    """Three decimals; a dash where there is no number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "–" if value is None else str(value)
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def _count(value: Any) -> str:
+    """A whole number in short: 1 234, 56.8 k, 1.2 M."""
+    number = _finite(value, math.nan)
+    if math.isnan(number):
+        return "–"
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(number) >= factor:
+            return f"{number / (1e3 if unit == 'k' else factor):.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,165 @@
+"""Plots of a run: curves of loss and metrics, confusion matrix; matplotlib figures, as PNG files and as SVG for the page."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from delineate.files import atomic_path
+
+# Two colours that no plot uses otherwise: in the SVG they become the page's own, so that one plot suits light and dark.
+_INK, _LINE = "#57606b", "#c9ced5"
+_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _LINE,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.5,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "delineate",
+    "figure.constrained_layout.use": True,
+}
+
+
+def plot_losses(history: Mapping[str, Sequence[float]]) -> Figure | None:
+    """Training and validation loss by epoch, the terms of the loss thinner; None where there is nothing to draw."""
+    terms = [name for name in history if name.startswith("train/") and name != "train/loss"]
+    lines = {"training": "train/loss", "validation": "val/loss"}
+    if len(terms) > 1:
+        lines |= {name.removeprefix("train/").replace("_", " "): name for name in terms}
+    return _plot_curves(history, lines, "Loss", thick=2)
+
+
+def plot_metrics(history: Mapping[str, Sequence[float]]) -> Figure | None:
+    """Validation metrics by epoch, the best mean IoU marked; None where there is nothing to draw."""
+    lines = {
+        name.removeprefix("val/").replace("_", " ").replace("iou", "IoU").replace("dice", "Dice"): name
+        for name in _metrics(history)
+    }
+    figure = _plot_curves(history, lines, "Validation", thick=len(lines))
+    values = np.array(history.get("val/mean_iou", []), float)
+    if figure is not None and np.isfinite(values).any():
+        best = int(np.nanargmax(values))
+        axes = figure.axes[0]
+        axes.plot([_epochs(history)[best]], [values[best]], "o", color=_SERIES[0], markersize=5)
+        label, place = f"{values[best]:.3f}", (_epochs(history)[best], values[best])
+        axes.annotate(label, place, (0, -13), textcoords="offset points", ha="center", color=_INK, fontsize=9)
+    return figure
+
+
+def plot_schedule(history: Mapping[str, Sequence[float]]) -> Figure | None:
+    """The learning rate by epoch."""
+    return _plot_curves(history, {"learning rate": "lr"}, "Learning rate", thick=1, legend=False)
+
+
+def plot_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+    """Shares of each true class (row) that were predicted as each class (column); numbers where there is room for them."""
+    matrix = np.array(counts, float)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    count = len(shares)
+    style: dict[Any, Any] = {**_STYLE, "axes.grid": False}
+    with rc_context(style):
+        side = max(3.2, 0.42 * count + 1.6)
+        figure = Figure(figsize=(side, side))
+        axes = figure.add_subplot()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(count), classes, rotation=45 if count > 3 else 0, ha="right" if count > 3 else "center")
+        axes.set_yticks(range(count), classes)
+        axes.set(xlabel="predicted", ylabel="truth")
+        for row, column in np.ndindex(*shares.shape) if count <= 20 else ():
+            color = "white" if shares[row, column] > 0.55 else "#222222"
+            axes.text(column, row, f"{100 * shares[row, column]:.1f}", ha="center", va="center", color=color, fontsize=8)
+        axes.set_title("Confusion, % of truth")
+    return figure
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as an SVG element for a page: it scales, its text is text, and its ink follows the page's colours."""
+    buffer = io.StringIO()
+    with rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # a page has several plots: nothing refers to these, and ids must not repeat
+    return svg.replace(_INK, "var(--muted)").replace(_LINE, "var(--line)")
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure on white."""
+    with atomic_path(path) as temporary, rc_context(_STYLE):
+        FigureCanvasAgg(figure)
+        figure.savefig(temporary, dpi=150, facecolor="white")
+
+
+def _metrics(history: Mapping[str, Sequence[float]]) -> list[str]:
+    return [name for name in history if name.startswith("val/") and name != "val/loss"]
+
+
+def _epochs(history: Mapping[str, Sequence[float]]) -> list[float]:
+    count = max((len(column) for column in history.values()), default=0)
+    given = history.get("epoch", [])
+    return list(given) if len(given) == count and all(math.isfinite(e) for e in given) else [float(i + 1) for i in range(count)]
+
+
+def _plot_curves(
+    history: Mapping[str, Sequence[float]], lines: Mapping[str, str], title: str, thick: int, legend: bool = True
+) -> Figure | None:
+    """One line a column; validations that were skipped leave no gap, single points are dots."""
+    drawn = {label: np.array(history[name], float) for label, name in lines.items() if name in history}
+    drawn = {label: values for label, values in drawn.items() if np.isfinite(values).any()}
+    if not drawn:
+        return None
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 3.0))
+        axes: Axes = figure.add_subplot()
+        epochs = np.array(_epochs(history))
+        for index, (label, values) in enumerate(drawn.items()):
+            known = np.isfinite(values)
+            width, alpha = (1.8, 1.0) if index < thick else (1.0, 0.7)
+            marker = "o" if known.sum() == 1 else None
+            color = _SERIES[index % len(_SERIES)]
+            axes.plot(
+                epochs[known],
+                values[known],
+                color=color,
+                linewidth=width,
+                alpha=alpha,
+                marker=marker,
+                markersize=4,
+                label=label,
+            )
+        axes.set(xlabel="epoch")
+        axes.set_title(title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(x=0.02)
+        if legend:
+            axes.legend(loc="best", ncols=2 if len(drawn) > 3 else 1)
+    return figure
