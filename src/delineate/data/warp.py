@@ -72,7 +72,7 @@ class Warp:
 
     def take(self, field: NDArray) -> NDArray:
         """Resample (..., H, W) to (..., h, w) by the nearest pixel; for labels, and for pictures where `exact`."""
-        return np.take(field.reshape(*field.shape[:-2], -1), self.nearest, axis=-1)
+        return np.take(field.reshape(*field.shape[:-2], field.shape[-2] * field.shape[-1]), self.nearest, axis=-1)
 
     def interpolate(self, field: Tensor) -> Tensor:
         """Resample (C, H, W) of any dtype to (C, h, w) float32, bilinearly."""
