@@ -31,8 +31,9 @@ def coco_scores(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]
 
     >>> truth = {"images": [{"id": 1, "height": 8, "width": 8}], "categories": [{"id": 3, "name": "cell"}],
     ...          "annotations": [{"id": 0, "image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4]}]}
-    >>> coco_scores(truth, [{"image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "score": 0.9}], "bbox")["AP50"]
-    1.0
+    >>> scores = coco_scores(truth, [{"image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "score": 0.9}], "bbox")
+    >>> round(scores["AP50"], 6), scores["APl"]
+    (1.0, -1.0)
     """
     from pycocotools.cocoeval import COCOeval
 

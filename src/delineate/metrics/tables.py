@@ -1,0 +1,80 @@
+"""Numbers as tables for a terminal, shared by `delineate eval` and `delineate score`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from delineate.metrics.evaluation import Evaluation
+
+_MOST_CLASSES = 40
+_WORST = 5
+
+
+def evaluation_tables(evaluation: Evaluation) -> Group:
+    """Return summary, classes and the worst pictures of `evaluation`, one table below the other."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts = [_summary_table(evaluation), _class_table(evaluation)]
+    if len(evaluation.images) > 1:
+        parts.append(_image_table(evaluation))
+    return Group(*parts, *(Text(f"note: {note}", style="dim") for note in evaluation.notes))
+
+
+def _summary_table(evaluation: Evaluation) -> Table:
+    count = len(evaluation.images)
+    table = _table(f"{evaluation.split}: {count} picture{'s' * (count != 1)}", "number", "value", "95 % interval")
+    intervals = evaluation.intervals or {}
+    for name, value in evaluation.summary.items():
+        if name.startswith(("iou/", "dice/")):  # the table of classes has them
+            continue
+        low, high = intervals.get(name, (math.nan, math.nan))
+        table.add_row(name, _show(value), "" if math.isnan(low) else f"{low:.4f} to {high:.4f}")
+    return table
+
+
+def _class_table(evaluation: Evaluation) -> Table:
+    rows = sorted(evaluation.per_class, key=lambda row: -row["truth_pixels"])[:_MOST_CLASSES]
+    shown = [row for row in evaluation.per_class if row in rows]
+    title = "classes" if len(shown) == len(evaluation.per_class) else f"the {len(shown)} largest classes"
+    table = _table(title, "class", "IoU", "Dice", "precision", "recall", "true pixels", "predicted")
+    for row in shown:
+        scores = [_show(row[key]) for key in ("iou", "dice", "precision", "recall")]
+        table.add_row(row["name"], *scores, f"{row['truth_pixels']:,}", f"{row['predicted_pixels']:,}")
+    return table
+
+
+def _image_table(evaluation: Evaluation) -> Table:
+    objects = evaluation.objects is not None
+    table = _table("worst pictures", "picture", "mean IoU", "mean Dice", *(["AP50", "F1", "objects"] if objects else []))
+    defined = [image for image in evaluation.images if not math.isnan(image.mean_iou)]
+    for image in sorted(defined, key=lambda image: image.mean_iou)[:_WORST]:
+        numbers = image.objects or {}
+        extra = [
+            _show(numbers.get("ap50", math.nan)),
+            _show(numbers.get("f1_50", math.nan)),
+            _show(numbers.get("truth_objects", 0)),
+        ]
+        table.add_row(image.name, _show(image.mean_iou), _show(image.mean_dice), *(extra if objects else []))
+    return table
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _show(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "–" if math.isnan(value) else f"{value:.4f}"
