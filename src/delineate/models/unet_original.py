@@ -113,11 +113,12 @@ def output_size(size: int) -> int:
 
 def check_input_size(height: int, width: int) -> None:
     """Raise `ConfigError` unless both sides are 16 k + 60 with k >= 8."""
-    if height < SMALLEST or width < SMALLEST or (height - SMALLEST) % STRIDE or (width - SMALLEST) % STRIDE:
-        near = [
-            f"{low} or {low + STRIDE}" for low in (max(SMALLEST, side - (side - SMALLEST) % STRIDE) for side in (height, width))
-        ]
+    wrong = {
+        name: side for name, side in (("height", height), ("width", width)) if side < SMALLEST or (side - SMALLEST) % STRIDE
+    }
+    if wrong:
+        below = {name: max(SMALLEST, side - (side - SMALLEST) % STRIDE) for name, side in wrong.items()}
+        advice = " and ".join(f"a {name} of {side} or {side + STRIDE}" for name, side in below.items())
         raise ConfigError(
-            f"unet_original takes sides of 16 k + 60 (k >= 8), not {height} x {width}: "
-            f"give a height of {near[0]} and a width of {near[1]}, mirrored at the borders"
+            f"unet_original takes sides of 16 k + 60 (k >= 8), not {height} x {width}: give {advice}, mirrored at the borders"
         )

@@ -1,0 +1,59 @@
+"""How large and how costly a network is: parameters and multiply-adds."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from delineate.models.zoo import create_model, list_models
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A line of the table that `delineate models` prints."""
+
+    name: str
+    parameters: int
+    flops: int  # of one picture of `size`
+    size: tuple[int, int, int]  # channels, height, width
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of values that training changes.
+
+    >>> count_parameters(nn.Conv2d(3, 8, 3))
+    224
+    """
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def count_flops(model: nn.Module, size: tuple[int, int, int]) -> int:
+    """Floating-point operations of the forward pass on one picture of `size` (C, H, W), in evaluation mode.
+
+    A multiply-add counts as two operations, as in torch.utils.flop_counter (many papers count it as one: halve the number).
+    Convolutions and matrix products are counted, biases, normalisations, activations and resizing are not. Nothing is
+    computed: shapes go through the network on the meta device.
+
+    >>> count_flops(nn.Conv2d(3, 8, 3, padding=1), (3, 10, 10)) == 2 * 10 * 10 * 8 * 3 * 9
+    True
+    """
+    shadow = copy.deepcopy(model).eval().to("meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        shadow(torch.empty(1, *size, device="meta"))
+    return counter.get_total_flops()
+
+
+def model_table() -> list[ModelRow]:
+    """A row for each network of the zoo with its default options and 3 classes, on a picture of about 512 x 512."""
+    rows = []
+    for name in list_models():
+        model = create_model(name, 3)
+        channels = model.architecture["options"]["in_channels"]
+        side = 512 if model.margin == 0 else 572
+        size = (channels, side, side)
+        rows.append(ModelRow(name, count_parameters(model), count_flops(model, size), size))
+    return rows
