@@ -99,8 +99,8 @@ def write_evaluation(folder: Path, pictures: int, classes: tuple[str, ...]) -> N
         "per_class": per_class,
         "confusion": confusion.tolist(),
         "images": [_picture(folder, number) for number in range(pictures)],
-        "objects": {"f1": 0.91, "precision": 0.93, "recall": 0.89, "mean_matched_iou": 0.87},
-        "intervals": {"mean_iou": [0.79, 0.86], "mean_dice": [0.91, 0.95]},
+        "objects": {"ap": 0.712, "ap50": 0.91, "ap55": 0.905, "f1_50": 0.92, "mean_matched_iou_50": 0.87, "truth_objects": 60},
+        "intervals": {"mean_iou": [0.79, 0.86], "mean_dice": [0.91, 0.95], "objects/f1_50": [0.88, 0.94]},
     }
     write_json(folder / "evaluation.json", content)
 
@@ -161,6 +161,9 @@ def test_numbers_of_the_files_are_on_the_page(whole: Path) -> None:
         for key in ("iou", "dice", "precision", "recall"):
             assert f"{row[key]:.3f}" in text
     assert "0.790 to 0.860" in text
+    assert "Objects: F1 at IoU 0.50 0.920 0.880 to 0.940" in text
+    assert "mean matched IoU at IoU 0.50 0.870" in text
+    assert "0.905" not in text
     assert "dirt &amp; &lt;dust&gt;" in text
     counts = np.array(evaluation["confusion"])
     for share in (counts / counts.sum(1, keepdims=True)).ravel():

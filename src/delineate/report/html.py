@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -54,6 +55,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "written": datetime.now().strftime("%d %B %Y, %H:%M"),
         "subtitle": _subtitle(files),
         "missing": files.missing,
+        "notes": evaluation.get("notes") or [],
         "headline": _headline(evaluation),
         "split": evaluation.get("split"),
         "settings": describe_settings(files.config, files.plan),
@@ -62,7 +64,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "curves": _curves(files),
         "confusion": _confusion(files, classes),
         "per_class": _per_class(evaluation, classes),
-        "objects": _numbers(evaluation.get("objects")),
+        "objects": _objects(evaluation),
         "other_numbers": _other_numbers(evaluation),
         "pictures": _pictures(files),
         "picture_count": len(evaluation.get("images") or []),
@@ -87,12 +89,10 @@ def _headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     if len(classes) == 2:  # one class against the background: its own IoU says more than the mean
         wanted.insert(0, (f"iou/{classes[1]}", f"IoU of {classes[1]}"))
     cards = [(key, title, summary[key]) for key, title in wanted if key in summary]
-    cards += [
-        (f"objects/{key}", f"Objects: {_title(key)}", value)
-        for key, value in objects.items()
-        if key in ("f1", "map", "mean_ap")
-    ]
-    intervals = evaluation.get("intervals") or {}
+    of_objects = [("f1_50", "Objects: F1 at IoU 0.50"), ("ap", "Objects: AP, IoU 0.50 to 0.95")]
+    cards += [(f"objects/{key}", title, objects[key]) for key, title in of_objects if key in objects]
+    several = len(evaluation.get("images") or []) > 1  # an interval over one picture would say nothing
+    intervals = (evaluation.get("intervals") or {}) if several else {}
     return [{"title": title, "value": value, "interval": intervals.get(key)} for key, title, value in cards]
 
 
@@ -136,6 +136,12 @@ def _per_class(evaluation: dict[str, Any], classes: list[str]) -> list[dict[str,
         numbers = {key: row.get(key) for key in ("iou", "dice", "precision", "recall", "truth_pixels", "predicted_pixels")}
         table.append({"name": row["name"], "color": "#{:02x}{:02x}{:02x}".format(*colors[index]), "share": share, **numbers})
     return table
+
+
+def _objects(evaluation: dict[str, Any]) -> dict[str, float]:
+    """The numbers of objects; of average precision's ten thresholds only the usual ones."""
+    numbers = _numbers(evaluation.get("objects"))
+    return {key: value for key, value in numbers.items() if not re.fullmatch(r"ap\d\d", key) or key in ("ap50", "ap75", "ap90")}
 
 
 def _other_numbers(evaluation: dict[str, Any]) -> dict[str, float]:
@@ -236,6 +242,8 @@ def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
 def _title(key: str) -> str:
     """A flat name as words: objects/mean_matched_iou -> objects · mean matched IoU."""
     known = {"iou": "IoU", "f1": "F1", "ap": "AP", "map": "mean AP", "cpu": "CPU", "gpu": "GPU", "gb": "GB", "mb": "MB"}
+    if threshold := re.fullmatch(r"(.*?)_?(\d\d)", key):  # of objects: ap75, f1_50
+        return f"{_title(threshold[1])} at IoU 0.{threshold[2]}"
     words = key.replace("/", " · ").replace("_", " ").split(" ")
     return " ".join(known.get(word, word) for word in words)
 
