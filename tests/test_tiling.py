@@ -79,7 +79,11 @@ def naive(network: nn.Module, image: Tensor, window: int, overlap: float, blend:
     def gaussian(n: int) -> Tensor:
         return torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 8)).double() ** 2)
 
-    weights = torch.outer(gaussian(rows.output), gaussian(columns.output)) if blend == "gaussian" else torch.ones(rows.output, columns.output)
+    weights = (
+        torch.outer(gaussian(rows.output), gaussian(columns.output))
+        if blend == "gaussian"
+        else torch.ones(rows.output, columns.output)
+    )
     with torch.inference_mode():
         for top in rows.starts:
             for left in columns.starts:
@@ -190,7 +194,9 @@ def test_scores_are_handed_over_strip_by_strip_and_batches_kept() -> None:
         batches.append(len(x))
         return x
 
-    for top, rows in predict_windows(network, picture(500, 90), window=(50, 40), batch=3, decode=lambda scores: scores.shape[1]):
+    for top, rows in predict_windows(
+        network, picture(500, 90), window=(50, 40), batch=3, decode=lambda scores: scores.shape[1]
+    ):
         seen.append((top, rows))
     assert sum(rows for _, rows in seen) == 500
     assert max(rows for _, rows in seen) <= 50

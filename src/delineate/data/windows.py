@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import tifffile
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -44,11 +43,11 @@ class ArrayReader:
     """A picture `(C, H, W)` or `(H, W)` that is in memory: a tensor or an array."""
 
     def __init__(self, pixels: Tensor | Array) -> None:
-        array = pixels.detach().cpu().as_subclass(Tensor).numpy() if isinstance(pixels, Tensor) else pixels
+        array: Array = np.asarray(pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels)
         self.pixels = array[None] if array.ndim == 2 else array
         if self.pixels.ndim != 3 or 0 in self.pixels.shape:
             raise DataError(f"a picture of shape {tuple(array.shape)}; expected (C, H, W) or (H, W) with at least one pixel")
-        self.shape: tuple[int, int, int] = self.pixels.shape
+        self.shape: tuple[int, int, int] = (self.pixels.shape[0], self.pixels.shape[1], self.pixels.shape[2])
         self.dtype = self.pixels.dtype
 
     def read(self, top: int, left: int, height: int, width: int) -> Array:
@@ -68,7 +67,7 @@ class TiffReader:
         self._page = page.aspage()
         self._planes = self._page.samplesperpixel if self._page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
         samples = self._page.samplesperpixel
-        self.shape = (3 if samples >= 3 else 1, self._page.imagelength, self._page.imagewidth)
+        self.shape: tuple[int, int, int] = (3 if samples >= 3 else 1, self._page.imagelength, self._page.imagewidth)
         stored = np.dtype(self._page.dtype)
         self.dtype = np.dtype(stored.type if stored.kind == "u" and stored.itemsize <= 2 else np.float32)
         self._kept: dict[int, Array] = {}
@@ -138,8 +137,9 @@ class TiffReader:
 def open_image(path: str | Path, frame: int = 0, *, whole_bytes: int = WHOLE_BYTES) -> ImageReader:
     """Open a picture for reading in parts, as `decode_image` decodes it; close the reader when done.
 
-    A TIFF of more than `whole_bytes` bytes of pixels is read by its strips or tiles; palettes, inverted or rotated pictures, one-bit
-    pictures and TIFFs that are one large compressed segment are decoded whole, as is every other format. Raises `DataError`.
+    A TIFF of more than `whole_bytes` bytes of pixels is read by its strips or tiles. Palettes, inverted or rotated pictures,
+    one-bit pictures and TIFFs that are one large compressed segment are decoded whole, as is every other format. Raises
+    `DataError`.
     """
     image_size(path, frame)  # names what is wrong with the file
     if Path(path).suffix.lower() in _TIFF_SUFFIXES:
@@ -175,7 +175,9 @@ def read_mirrored(reader: ImageReader, top: int, left: int, height: int, width: 
     return part[:, (rows - first_row)[:, None], (columns - first_column)[None]]
 
 
-def write_label_tiff(path: Path, rows: Iterator[Array], height: int, width: int, dtype: np.dtype[Any], *, tile: int = 512) -> None:
+def write_label_tiff(
+    path: Path, rows: Iterator[Array], height: int, width: int, dtype: np.dtype[Any], *, tile: int = 512
+) -> None:
     """Write a label picture of any size as tiled, compressed TIFF from pieces `(n, width)` that follow one another downwards.
 
     No more than a row of tiles and a piece are held. `path` is written as it is; give it the path of `atomic_path`.

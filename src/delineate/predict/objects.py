@@ -41,19 +41,19 @@ def extract_objects(
     method: Method = "components",
     foreground: Array | None = None,
     distance: Array | None = None,
-    border: int | None = None,
+    border: Array | None = None,
     min_area: int = 0,
     min_score: float = 0.0,
     height: float | None = None,
 ) -> Objects:
     """Tell the objects of a label picture apart; pixels of class 0 belong to none.
 
-    classes: (H, W) class ids; with a border class, its id is `border`. foreground: (H, W) probability of any class but 0, from
-        which the scores are made; without it all scores are 1. distance: (H, W), a network's distance output: 0 at an object's
-        edge, 1 at its deepest point.
+    classes: (H, W) class ids. foreground: (H, W) probability of any class but 0, from which the scores are made; without it all
+        scores are 1. border: (H, W) bool, the inner border of objects as a network told it. distance: (H, W), a network's
+        distance output: 0 at an object's edge, 1 at its deepest point.
     method: "components": pixels of one class connected by their four neighbours. "watershed": seeds are the deep places of the
         foreground, where the distance to the background has a dome of at least `height` pixels (1 unless given).
-        "border": seeds are the pieces that remain without the border class; they grow back into it. "distance": seeds are the
+        "border": seeds are the pieces that remain without the border; they grow back into it. "distance": seeds are the
         domes of `distance`, at least `height` (0.1) high. Seeds grow over the foreground that is connected with them.
     min_area, min_score: objects with fewer pixels, or a lower score, are left out.
 
@@ -71,17 +71,17 @@ def extract_objects(
     if height is None:
         height = _HEIGHTS.get(method, 0.0)
     if method == "components":
-        pieces = _pieces(np.where(ids == border, 0, ids) if border is not None else ids)
+        pieces = _pieces(ids)
     elif method == "watershed":
         depth = _depth(ids > 0)
         pieces = _grow(_domes(depth, height), ids > 0, -depth)
     elif method == "border":
-        interior = (ids > 0) & (ids != border)
+        interior = (ids > 0) & ~np.asarray(border, np.bool_)
         pieces = _grow(_pieces(interior), ids > 0, np.asarray(ndimage.distance_transform_edt(~interior)))
     else:
         peaks = np.where(ids > 0, np.asarray(distance, np.float64), 0.0)
         pieces = _grow(_domes(peaks, height), ids > 0, -peaks)
-    return _measure(pieces, ids, foreground, border, min_area, min_score)
+    return _measure(pieces, ids, foreground, min_area, min_score)
 
 
 def _pieces(values: Array) -> NDArray[np.int32]:
@@ -114,18 +114,16 @@ def _grow(seeds: NDArray[np.int32], mask: Array, elevation: Array) -> NDArray[np
 
 
 def _measure(
-    pieces: NDArray[np.int32], ids: NDArray[np.int32], foreground: Array | None, border: int | None, min_area: int, min_score: float
+    pieces: NDArray[np.int32], ids: NDArray[np.int32], foreground: Array | None, min_area: int, min_score: float
 ) -> Objects:
     """Class, score and box of each piece, without those that are too small or too uncertain."""
-    count = int(pieces.max(initial=0)) + 1
+    count, classes = int(pieces.max(initial=0)) + 1, int(ids.max(initial=0)) + 1
     areas = np.bincount(pieces.ravel(), minlength=count)
-    votes = np.bincount((pieces * (ids.max(initial=0) + 1) + ids).ravel(), minlength=count * (ids.max(initial=0) + 1))
-    votes = votes.reshape(count, -1)
-    votes[:, [0] if border is None or border >= votes.shape[1] else [0, border]] = 0
+    votes = np.bincount((pieces * classes + ids).ravel(), minlength=count * classes).reshape(count, classes)
     scores = np.ones(count)
     if foreground is not None:
         scores = np.bincount(pieces.ravel(), np.asarray(foreground, np.float64).ravel(), count) / np.maximum(areas, 1)
-    kept = (areas >= max(1, min_area)) & (scores >= min_score) & (votes.sum(1) > 0)
+    kept = (areas >= max(1, min_area)) & (scores >= min_score)
     kept[0] = False
     instance_map = _renumber(pieces, kept)
     return Objects(

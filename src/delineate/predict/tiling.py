@@ -29,7 +29,7 @@ class Strip(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """The windows along one side of a picture of `size` pixels: where the output of each begins, how long it is, its weights."""
+    """The windows along one side of a picture of `size` pixels: where the output of each begins, its length, its weights."""
 
     size: int
     starts: tuple[int, ...]  # of the outputs, ascending; the last output may reach beyond the picture
@@ -53,8 +53,8 @@ def predict_windows(
     """Predict a picture of any size window by window; yields its rows from the top as soon as they are finished.
 
     picture: a reader, or a tensor (C, H, W). `prepare` turns windows (B, C, h, w) of stored pixels into input of the network.
-    network: float (B, C, h, w) -> scores (B, K, h - 2m, w - 2m), which are averaged. It may state `margin` m (pixels lost on each
-        side), `stride` (of its coarsest map) and `smallest` (its smallest input side), as the networks of the zoo do.
+    network: float (B, C, h, w) -> scores (B, K, h - 2m, w - 2m), which are averaged. It may state `margin` m (pixels lost on
+        each side), `stride` (of its coarsest map) and `smallest` (its smallest input side), as the networks of the zoo do.
     decode: takes the scores (K, rows, W) float32 of finished rows; its result is the strip's content. The scores are
         overwritten afterwards: class scores of the whole picture are never held.
     window: largest height and width that a window predicts. A picture that is no larger is predicted in one piece.
@@ -98,7 +98,9 @@ def plan_axis(size: int, window: int, overlap: float, blend: Blend, network: Any
         step = int(output * (1 - overlap)) // stride * stride
         if output < 1 or (step < 1 and output < size):
             enough = _valid_output(math.ceil(stride / (1 - overlap)), network)
-            raise ConfigError(f"window {window} is too small for a network of stride {stride} and overlap {overlap}; take {enough}")
+            raise ConfigError(
+                f"window {window} is too small for a network of stride {stride} and overlap {overlap}; take {enough}"
+            )
         starts = tuple(range(0, max(1, size - output + step), max(1, step)))
     else:
         output = min(size, window)

@@ -1,0 +1,121 @@
+"""Masks of objects that stay small until someone asks for pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+from scipy import ndimage
+from torch import Tensor
+
+from delineate.data.dataset import Polygon, Rle
+from delineate.data.outlines import mask_to_polygons
+
+
+class Outline(NamedTuple):
+    """The polygons of one object, along pixel edges: x0, y0, x1, y1, ... in pixels of the picture."""
+
+    outer: list[Polygon]  # one for each piece
+    holes: list[Polygon]
+
+
+class Masks(Protocol):
+    """N masks of objects in a picture, whatever they are made of."""
+
+    size: tuple[int, int]  # height and width of the picture
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield each mask as (H, W) bool, one at a time."""
+        ...
+
+    def dense(self) -> Tensor:
+        """Return all masks, (N, H, W) bool: N times the memory of the picture."""
+        ...
+
+    def rle(self) -> list[Rle]:
+        """Return COCO's compressed run-length codes, with text that JSON holds."""
+        ...
+
+    def polygons(self) -> list[Outline]:
+        """Return the outlines, exact to the pixel."""
+        ...
+
+
+class InstanceMapMasks:
+    """Masks of objects that do not overlap: `instance_map` (H, W) int32 holds n where object n - 1 is, 0 elsewhere."""
+
+    def __init__(self, instance_map: NDArray[Any] | Tensor, count: int | None = None) -> None:
+        array = instance_map.cpu().numpy() if isinstance(instance_map, Tensor) else instance_map
+        self.instance_map = np.ascontiguousarray(array, np.int32)
+        self.size: tuple[int, int] = self.instance_map.shape
+        self._count = int(self.instance_map.max(initial=0)) if count is None else count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (torch.from_numpy(self.instance_map == number) for number in range(1, len(self) + 1))
+
+    def dense(self) -> Tensor:
+        return torch.from_numpy(self.instance_map == np.arange(1, len(self) + 1, dtype=np.int32)[:, None, None])
+
+    def rle(self) -> list[Rle]:
+        return instance_map_rles(self.instance_map, len(self))
+
+    def polygons(self) -> list[Outline]:
+        outlines = []
+        for number, window in enumerate(self._windows, start=1):
+            if window is None:
+                outlines.append(Outline([], []))
+                continue
+            shift = (window[1].start, window[0].start)
+            outer, holes = mask_to_polygons(self.instance_map[window] == number)
+            outlines.append(Outline([_moved(p, shift) for p in outer], [_moved(p, shift) for p in holes]))
+        return outlines
+
+    @cached_property
+    def _windows(self) -> list[Any]:
+        return ndimage.find_objects(self.instance_map, max_label=len(self)) if len(self) else []
+
+
+def instance_map_rles(instance_map: NDArray[np.int32], count: int) -> list[Rle]:
+    """Return COCO's compressed run-length codes of the objects 1..`count` of a map (H, W), all from one pass over it.
+
+    >>> instance_map_rles(np.array([[0, 1], [2, 1]], np.int32), 2)
+    [{'size': [2, 2], 'counts': '22'}, {'size': [2, 2], 'counts': '112'}]
+    """
+    height, width = instance_map.shape
+    column_major = instance_map.ravel(order="F")
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(column_major)) + 1])
+    ends = np.append(starts[1:], column_major.size)
+    owners = column_major[starts]
+    order = np.argsort(owners, kind="stable")  # runs of one object together, in the order of the picture
+    bounds = np.searchsorted(owners[order], np.arange(1, count + 2))
+    codes = []
+    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        runs = order[first:last]
+        edges = np.stack([starts[runs], ends[runs]], 1).ravel()  # where the mask turns on, off, on ...
+        lengths = np.diff(np.concatenate([[0], edges, [column_major.size]]))
+        codes.append({"size": [height, width], "counts": _merged(lengths.tolist())})
+    return [_text(code) for code in codes]
+
+
+def _merged(lengths: list[int]) -> list[int]:
+    """Drop a run of no pixels at the end."""
+    return lengths if lengths[-1] or len(lengths) == 1 else lengths[:-1]
+
+
+def _text(code: dict[str, Any]) -> Rle:
+    compressed: Any = coco.frPyObjects(code, *code["size"])  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return {"size": code["size"], "counts": compressed["counts"].decode()}
+
+
+def _moved(polygon: Polygon, shift: tuple[int, int]) -> Polygon:
+    return (np.reshape(polygon, (-1, 2)) + shift).ravel().tolist()

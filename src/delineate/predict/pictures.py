@@ -1,0 +1,124 @@
+"""What can be predicted: files, PIL images, arrays and tensors, opened as readers; and whether a network can read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from delineate.data.decode import decode_image
+from delineate.data.intensity import to_color
+from delineate.data.windows import ArrayReader, ImageReader, open_image
+from delineate.errors import DataError
+from delineate.weights.conventions import Conventions
+
+_ROWS_AT_ONCE = 1 << 22  # pixels that a pass over a picture holds
+
+
+def as_tensor(image: Any) -> Tensor:
+    """Return a path, a PIL image, an array (H, W) or (H, W, 3), or a tensor (C, H, W) as a tensor (C, H, W) of 1 or 3 channels.
+
+    Arrays are grey or RGB, uint8, uint16 or float. A PIL image is taken as its pixels lie, whatever its EXIF orientation says.
+    Raises `DataError` for anything else.
+    """
+    if isinstance(image, str | Path):
+        return decode_image(image)
+    if isinstance(image, Tensor):
+        return _checked(
+            image.detach().cpu().as_subclass(Tensor), image.ndim == 3 and image.shape[0] in (1, 3), "a tensor (C, H, W)"
+        )
+    array = _pillow_array(image) if isinstance(image, Image.Image) else image
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"a picture of type {type(image).__name__}; pass a path, a PIL image, an array or a tensor")
+    if array.ndim == 2:
+        array = array[..., None]
+    fits = array.ndim == 3 and array.shape[2] in (1, 3)
+    planes = array.transpose(2, 0, 1) if fits else array
+    return _checked(torch.from_numpy(np.ascontiguousarray(planes)), fits, "an array (H, W) or (H, W, 3)")
+
+
+def open_picture(image: Any, frame: int = 0) -> ImageReader:
+    """Open what `as_tensor` takes for reading in parts; large TIFFs are not decoded as a whole."""
+    return open_image(image, frame) if isinstance(image, str | Path) else ArrayReader(as_tensor(image))
+
+
+def range_factor(reader: ImageReader, conventions: Conventions) -> tuple[float, str | None]:
+    """Return what pixels are multiplied by to reach the range that a network was trained on, and a note where that is not 1.
+
+    A 16-bit picture for a network of 8-bit pictures, and the reverse, are scaled by the ranges of their types. Float pictures
+    are taken as they are; `DataError` where they lie in 0..1 and the network expects whole numbers up to 255 or more.
+    """
+    expected = conventions.value_range
+    if conventions.normalization == "image":  # mean and deviation of the picture itself make up for any factor
+        return 1.0, None
+    if reader.dtype == np.uint16 and expected == 255:
+        return 255 / 65535, "16-bit picture scaled to the 8-bit range that the network was trained on"
+    if reader.dtype == np.uint8 and expected > 255:
+        return expected / 255, f"8-bit picture scaled to 0..{expected:g}, the range that the network was trained on"
+    if reader.dtype.kind == "f" and expected >= 255:
+        low, high = value_limits(reader)
+        if low >= 0 and 0 < high <= 1:
+            raise DataError(
+                f"float pixels in 0..{high:.3g}, but the network expects 0..{expected:g}; multiply them by {expected:g}"
+            )
+    return 1.0, None
+
+
+def picture_statistics(reader: ImageReader, conventions: Conventions) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (C,) of a whole picture in the network's colour, from one pass in bounded memory.
+
+    The same numbers as `image_statistics(picture, conventions.color)`: parts are merged in float64 (Chan et al. 1979).
+    """
+    count, mean, squares = 0, torch.zeros(conventions.channels).double(), torch.zeros(conventions.channels).double()
+    for part in _parts(reader):
+        pixels = to_color(torch.from_numpy(part).float(), conventions.color).flatten(1)  # (C, n)
+        variances, means = zip(*(torch.var_mean(channel.double(), correction=0) for channel in pixels), strict=True)
+        n, delta = pixels.shape[1], torch.stack(means) - mean
+        squares += torch.stack(variances) * n + delta**2 * (count * n / (count + n))
+        mean += delta * (n / (count + n))
+        count += n
+    std = (squares / count).sqrt()
+    return mean.float(), torch.where(std <= 1e-6 * mean.abs(), 1.0, std).float()
+
+
+def value_limits(reader: ImageReader) -> tuple[float, float]:
+    """Return the smallest and the largest finite value of a picture."""
+    low, high = math.inf, -math.inf
+    for part in _parts(reader):
+        finite = part[np.isfinite(part)]
+        low, high = min(low, float(finite.min(initial=math.inf))), max(high, float(finite.max(initial=-math.inf)))
+    return low, high
+
+
+def _parts(reader: ImageReader) -> Iterator[np.ndarray[Any, Any]]:
+    _, height, width = reader.shape
+    rows = max(1, _ROWS_AT_ONCE // width)
+    for top in range(0, height, rows):
+        yield np.ascontiguousarray(reader.read(top, 0, min(rows, height - top), width))
+
+
+def _pillow_array(image: Image.Image) -> np.ndarray[Any, Any]:
+    if image.mode in ("L", "F") or image.mode.startswith("I;16"):
+        return np.array(image)
+    if image.mode == "I":  # Pillow's 32-bit integers mostly come from 16-bit files
+        wide = np.array(image)
+        return wide.astype(np.uint16 if 0 <= wide.min(initial=0) and wide.max(initial=0) <= 65535 else np.float32)
+    return np.array(image.convert("L" if image.mode in ("1", "LA", "La") else "RGB"))
+
+
+def _checked(picture: Tensor, fits: bool, expected: str) -> Tensor:
+    if not fits:
+        raise DataError(f"a picture of shape {tuple(picture.shape)}; pass {expected}, so keep the channels that matter")
+    if 0 in picture.shape:
+        raise DataError(f"a picture of shape {tuple(picture.shape)} has no pixels")
+    if picture.dtype == torch.bool:
+        return picture.to(torch.uint8) * 255
+    if picture.dtype in (torch.uint8, torch.uint16) or picture.is_floating_point():
+        return picture if not picture.is_floating_point() else picture.float()
+    raise DataError(f"a picture of type {picture.dtype}; pass uint8, uint16 or float32".replace("torch.", ""))
