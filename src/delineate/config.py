@@ -1,4 +1,4 @@
-"""The configuration of a training run, typed once: YAML in, flags over it, defaults under it; unknown keys fail with a suggestion."""
+"""The configuration of a training run, typed once: YAML, flags over it, defaults under it; unknown keys fail with a suggestion."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class DataConfig(Strict):
     """Where the pictures are and how they are read."""
 
     path: Path
-    format: str | None = Field(None, description="png, coco, yolo, voc, cityscapes or labelme; None: recognised")
+    format: str | None = Field(default=None, description="png, coco, yolo, voc, cityscapes or labelme; None: recognised")
     train_split: str = "train"
     val_split: str = "val"
-    val_fraction: float = Field(0.2, gt=0, lt=1, description="share held back when the data has no validation split")
-    cache: bool = Field(True, description="keep decoded pictures in memory, as far as a quarter of what is free goes")
+    val_fraction: float = Field(default=0.2, gt=0, lt=1, description="share held back when the data has no validation split")
+    cache: bool = Field(default=True, description="keep decoded pictures in memory, as far as a quarter of what is free goes")
     sampling: Literal["even", "class_uniform"] = Field(
-        "even", description="each picture as often; or as many pictures with each class"
+        default="even", description="each picture as often; or as many pictures with each class"
     )
 
 
@@ -35,7 +35,7 @@ class InputConfig(Strict):
     """Mirrors `delineate.weights.Conventions`, with which it is stored beside the weights."""
 
     color: Literal["gray", "rgb", "bgr"] = "rgb"
-    value_range: float = Field(255.0, gt=0)
+    value_range: float = Field(default=255.0, gt=0)
     normalization: Literal["fixed", "image"] = "fixed"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -46,45 +46,51 @@ class ModelConfig(Strict):
 
     name: str = "unet"
     options: dict[str, Any] = Field(default_factory=dict)
-    weights: Path | None = Field(None, description="start from these weights instead of random ones")
+    weights: Path | None = Field(default=None, description="start from these weights instead of random ones")
     outputs: Literal["classes", "multilabel", "border", "distance"] = "classes"
 
 
 class AugmentConfig(Strict):
     """Random changes of each training picture; 0 turns one off."""
 
-    patch: tuple[int, int] = Field((256, 256), description="height and width of what the network sees in training")
-    flip_horizontal: float = Field(0.5, ge=0, le=1, description="probability")
-    flip_vertical: float = Field(0.0, ge=0, le=1, description="probability")
-    rotate90: bool = Field(False, description="random multiples of 90 degrees")
-    rotate: float = Field(0.0, ge=0, le=180, description="largest angle in degrees")
-    scale: tuple[float, float] = Field((1.0, 1.0), description="range of the random zoom")
-    elastic: float = Field(0.0, ge=0, description="standard deviation, in pixels, of the 3x3 grid's displacements (U-Net: 10)")
-    brightness: float = Field(0.0, ge=0)
-    contrast: float = Field(0.0, ge=0)
+    patch: tuple[int, int] = Field(default=(256, 256), description="height and width of what the network sees in training")
+    flip_horizontal: float = Field(default=0.5, ge=0, le=1, description="probability")
+    flip_vertical: float = Field(default=0.0, ge=0, le=1, description="probability")
+    rotate90: bool = Field(default=False, description="random multiples of 90 degrees")
+    rotate: float = Field(default=0.0, ge=0, le=180, description="largest angle in degrees")
+    scale: tuple[float, float] = Field(default=(1.0, 1.0), description="range of the random zoom")
+    elastic: float = Field(
+        default=0.0, ge=0, description="standard deviation, in pixels, of the 3x3 grid's displacements (U-Net: 10)"
+    )
+    brightness: float = Field(default=0.0, ge=0)
+    contrast: float = Field(default=0.0, ge=0)
     gamma: tuple[float, float] = (1.0, 1.0)
-    noise: float = Field(0.0, ge=0, description="largest standard deviation of added noise, picture scaled to 0..1")
-    blur: float = Field(0.0, ge=0, description="largest sigma of a Gaussian blur in pixels")
-    foreground: float = Field(0.33, ge=0, le=1, description="share of patches centred on a pixel of a randomly drawn class")
+    noise: float = Field(default=0.0, ge=0, description="largest standard deviation of added noise, picture scaled to 0..1")
+    blur: float = Field(default=0.0, ge=0, description="largest sigma of a Gaussian blur in pixels")
+    foreground: float = Field(
+        default=0.33, ge=0, le=1, description="share of patches centred on a pixel of a randomly drawn class"
+    )
 
 
 class TargetConfig(Strict):
     """What the network learns beside class ids."""
 
     object_class: int | None = Field(
-        None, ge=0, description="class whose pieces are objects, without instance maps; None: all but 0"
+        default=None, ge=0, description="class whose pieces are objects, without instance maps; None: all but 0"
     )
-    border_width: int = Field(2, ge=1, description="pixels of the band inside each object's border, for outputs 'border'")
-    w0: float = Field(10.0, ge=0, description="weight between touching objects, for the loss 'border_cross_entropy'")
-    sigma: float = Field(5.0, gt=0, description="its reach in pixels")
-    balance: bool = Field(False, description="classes of a picture weigh the same in that loss")
+    border_width: int = Field(
+        default=2, ge=1, description="pixels of the band inside each object's border, for outputs 'border'"
+    )
+    w0: float = Field(default=10.0, ge=0, description="weight between touching objects, for the loss 'border_cross_entropy'")
+    sigma: float = Field(default=5.0, gt=0, description="its reach in pixels")
+    balance: bool = Field(default=False, description="classes of a picture weigh the same in that loss")
 
 
 class LossTerm(Strict):
     """One summand of the loss."""
 
     name: Literal["cross_entropy", "border_cross_entropy", "dice", "jaccard", "tversky", "focal", "lovasz"]
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -92,17 +98,17 @@ class OptimizerConfig(Strict):
     """How weights follow gradients."""
 
     name: Literal["sgd", "adamw"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.99, ge=0, lt=1, description="SGD only")
+    lr: float = Field(default=1e-3, gt=0)
+    momentum: float = Field(default=0.99, ge=0, lt=1, description="SGD only")
     nesterov: bool = True
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(1e-2, ge=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
     schedule: Literal["constant", "poly", "cosine"] = "poly"
-    power: float = Field(0.9, gt=0, description="exponent of the poly schedule")
-    warmup_steps: int = Field(0, ge=0)
-    accumulate: int = Field(1, ge=1, description="batches summed before a step")
-    clip_norm: float | None = Field(None, gt=0)
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are validated and kept")
+    power: float = Field(default=0.9, gt=0, description="exponent of the poly schedule")
+    warmup_steps: int = Field(default=0, ge=0)
+    accumulate: int = Field(default=1, ge=1, description="batches summed before a step")
+    clip_norm: float | None = Field(default=None, gt=0)
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights that are validated and kept")
 
 
 class TrainConfig(Strict):
@@ -115,20 +121,20 @@ class TrainConfig(Strict):
     targets: TargetConfig = TargetConfig()
     loss: tuple[LossTerm, ...] = (LossTerm(name="cross_entropy"), LossTerm(name="dice"))
     optimizer: OptimizerConfig = OptimizerConfig()
-    epochs: int = Field(50, ge=1)
-    steps_per_epoch: int | None = Field(None, ge=1, description="batches in an epoch; None: each picture once")
-    batch: int = Field(4, ge=1, description="pictures in a batch, of each process")
+    epochs: int = Field(default=50, ge=1)
+    steps_per_epoch: int | None = Field(default=None, ge=1, description="batches in an epoch; None: each picture once")
+    batch: int = Field(default=4, ge=1, description="pictures in a batch, of each process")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     device: str = "auto"
-    devices: int = Field(1, ge=1, description="processes on this machine (DDP)")
-    nodes: int = Field(1, ge=1)
-    workers: int = Field(2, ge=0, description="loader processes")
+    devices: int = Field(default=1, ge=1, description="processes on this machine (DDP)")
+    nodes: int = Field(default=1, ge=1)
+    workers: int = Field(default=2, ge=0, description="loader processes")
     seed: int = 0
     deterministic: bool = False
-    monitor: str = Field("mean_iou", description="validation number that picks the best checkpoint; larger is better")
-    patience: int | None = Field(None, ge=1, description="epochs without improvement before the run ends early")
-    validate_every: int = Field(1, ge=1, description="epochs")
+    monitor: str = Field(default="mean_iou", description="validation number that picks the best checkpoint; larger is better")
+    patience: int | None = Field(default=None, ge=1, description="epochs without improvement before the run ends early")
+    validate_every: int = Field(default=1, ge=1, description="epochs")
     tensorboard: bool = True
 
 
@@ -155,7 +161,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
 
 
 def build_config(content: dict[str, Any], overrides: dict[str, Any] | None = None, *, source: str = "config") -> TrainConfig:
-    """Validate `content` with `overrides` laid over it; raises `ConfigError` naming `source`, the key, the value and the fix."""
+    """Validate `content` with `overrides` laid over it; a `ConfigError` names `source`, the key, the value and the fix."""
     for key, value in (overrides or {}).items():
         group = content
         *parents, last = key.split(".")

@@ -1,0 +1,289 @@
+"""`plan`: read a data set and the machine, and propose a training with a reason for each choice."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from delineate.config import DataConfig, ModelConfig, TrainConfig
+from delineate.data.dataset import Dataset
+from delineate.data.open import VARIANTS, split_dataset
+from delineate.data.stats import DatasetStatistics, dataset_statistics
+from delineate.devices import Precision, pick_device, pick_precision
+from delineate.errors import ConfigError, DataError
+from delineate.train import rules
+from delineate.train.memory import available_memory
+from delineate.train.plan import Plan
+from delineate.train.probe import PatchTime, StepProbe, patch_time
+
+CPU_MINUTES = 15.0
+"""Length of a training on a CPU, unless given: with planning and a report, one command and twenty minutes."""
+GPU_EPOCHS = 250
+CPU_WIDTHS = (16, 24, 32)
+ENOUGH_STEPS = 800  # a wider network is taken if this many steps still fit
+TRAINING_SHARE = 0.9  # of the time; the rest is for the final evaluation and the report
+VALIDATION_SHARE = 0.12  # of the training time, at most
+MEMORY_SHARE = 0.6  # of what is free; a quarter is for pictures in the loaders' memory
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a training runs on."""
+
+    device: torch.device
+    precision: Precision
+    memory: int  # bytes free on the device
+    cores: int
+
+    @property
+    def fast(self) -> bool:
+        """Whether a full schedule can be afforded."""
+        return self.device.type == "cuda"
+
+    @property
+    def name(self) -> str:
+        """What it is called in reasons."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{self.cores} CPU cores" if self.device.type == "cpu" else self.device.type
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What was measured for one choice of network, patch and batch."""
+
+    step: float  # seconds of the network's part of a step
+    patches: PatchTime
+    validation: float  # seconds of one validation
+    cores: int
+    shared: bool  # whether loading and computing share the cores
+
+    def seconds(self, batch: int) -> float:
+        """Seconds of a training step, loading included."""
+        loading = batch * self.patches.each / self.cores
+        return self.step + loading if self.shared else max(self.step, loading)
+
+
+def plan(
+    dataset: Dataset,
+    *,
+    device: str = "auto",
+    minutes: float | None = None,
+    model: str | None = None,
+    memory: int | None = None,
+) -> Plan:
+    """Propose model, patch, batch, augmentation, loss and schedule for `dataset` on this machine.
+
+    `device` as in `pick_device`. `minutes`: length of the training (default: 15 on a CPU; on a GPU 250 epochs, however long).
+    `model`: a name of the zoo (default: "unet"). `memory`: bytes that are free on the device (default: measured). A few
+    training steps are timed (under about 20 s); all else depends on the data alone. Raises `DataError` for data without
+    outlines or with a single picture, `ConfigError` for an unknown device or model, or where no picture fits in memory.
+    """
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ConfigError(f"minutes is {minutes}; give a length above 0, such as --minutes 15")
+    dataset = split_dataset(dataset)
+    statistics = dataset_statistics(dataset)
+    if not statistics.class_pixels:
+        raise DataError(
+            f"{dataset.root}: its truth has no outlines or masks to learn from; annotate polygons or label pictures"
+        )
+    torch_device = pick_device(device)
+    free = available_memory(torch_device) if memory is None else memory
+    machine = Machine(torch_device, pick_precision("auto", torch_device), free, _cores())
+    config, reasons = _choices(dataset, statistics, machine, model or "unet")
+    config, sized = _fit(config, statistics, machine)
+    if minutes is None and not machine.fast:
+        minutes = CPU_MINUTES
+    config, pace, width = _choose_width(config, dataset, statistics, machine, minutes)
+    config, scheduled, notes = _schedule(config, dataset, statistics, pace, machine, minutes)
+    reasons |= sized | width | scheduled
+    ordered = {key: reasons[key] for key in _order(config) if key in reasons}
+    return Plan(config, ordered, (*dataset.notes, *_warnings(statistics), *notes))
+
+
+def _choices(
+    dataset: Dataset, statistics: DatasetStatistics, machine: Machine, model: str
+) -> tuple[TrainConfig, rules.Reasons]:
+    """Everything that the data alone decide, with a first guess of what the machine does."""
+    inputs, reasons = rules.choose_input(statistics)
+    outputs, why_outputs = rules.choose_outputs(statistics, model)
+    patch = rules.choose_patch(statistics, fast=machine.fast)
+    options: dict[str, Any] = {}
+    if model == "unet":
+        depth, why_depth = rules.choose_depth(patch, fast=machine.fast)
+        options = {"width": 32, "depth": depth}
+        reasons["model.options.depth"] = why_depth
+        reasons["augment.patch"] = rules.reason_for_patch(statistics, patch, 2 ** (depth - 1))
+    elif model == "unet_original":
+        side = 572 if machine.fast else 380
+        patch = (side, side)
+        reasons["augment.patch"] = f"valid convolutions take 16 k + 60 pixels: {side} in, {side - 184} out"
+    orientation = rules.find_orientation(dataset, statistics, dataset.splits["train"])
+    augment, why_augment = rules.choose_augmentation(statistics, patch, orientation)
+    loss, why_loss = rules.choose_loss(statistics, outputs, model)
+    reasons["model.name"] = "U-Net learns from few pictures" if model == "unet" else "as asked"
+    config = TrainConfig(
+        data=DataConfig(path=dataset.root.resolve(), format=_format(dataset)),
+        input=inputs,
+        model=ModelConfig(name=model, options=options, outputs=outputs),
+        augment=augment,
+        loss=loss,
+        optimizer=rules.choose_optimizer(model, 1, 1000)[0],
+        epochs=1,
+        batch=1,
+        precision=machine.precision,
+        device="auto" if machine.device == pick_device("auto") else str(machine.device),
+        workers=min(8, max(1, machine.cores)),
+    )
+    return config, reasons | why_outputs | why_augment | why_loss
+
+
+def _fit(config: TrainConfig, statistics: DatasetStatistics, machine: Machine) -> tuple[TrainConfig, rules.Reasons]:
+    """Choose the batch so that a step is a sensible piece of work and fits in memory; halve the patch where nothing fits."""
+    budget = MEMORY_SHARE * machine.memory
+    patch = config.augment.patch
+    while True:
+        config = _with(config, augment=config.augment.model_copy(update={"patch": patch}))
+        need = StepProbe(config, len(statistics.classes), machine.device, machine.precision).memory()
+        fitting = need.largest_batch(budget)
+        if fitting or config.model.name == "unet_original" or min(patch) <= 32:
+            break
+        patch = (max(16, patch[0] // 2), max(16, patch[1] // 2))
+    if not fitting:
+        raise ConfigError(
+            f"not even one patch of {patch[0]} x {patch[1]} fits: a step takes {_size(need.total(1))}, "
+            f"{_size(budget)} may be used; free some memory, or choose a smaller model"
+        )
+    wanted = _wanted_batch(config, statistics, machine)
+    batch = min(wanted, fitting)
+    room = f"{_size(need.total(batch))} of the {_size(machine.memory)} that are free"
+    why = f"{batch * patch[0] * patch[1] / 1e3:.0f} thousand pixels a step, with {room}"
+    if batch < wanted:
+        why = f"the most that fits: {room}"
+    reasons = {"batch": why}
+    if patch != rules.choose_patch(statistics, fast=machine.fast) and config.model.name != "unet_original":
+        reasons["augment.patch"] = f"larger ones do not fit in the {_size(machine.memory)} that are free"
+    if batch < 4 and config.model.name == "unet":  # batch statistics of so few pictures are noise
+        config = _with(config, model=config.model.model_copy(update={"options": config.model.options | {"norm": "group"}}))
+        reasons["model.options.norm"] = f"batches of {batch} are too small for batch normalisation"
+    return _with(config, batch=batch), reasons
+
+
+def _wanted_batch(config: TrainConfig, statistics: DatasetStatistics, machine: Machine) -> int:
+    """Patches that make a step of 2^18 pixels (on a GPU 2^21), 2 to 16 (32), but at most four of each picture."""
+    if config.model.name == "unet_original":
+        return 1  # "we favor large input tiles over a large batch size"
+    pixels, most = (1 << 21, 32) if machine.fast else (1 << 18, 16)
+    height, width = config.augment.patch
+    train = statistics.pictures["train"]
+    return max(2, min(most, 4 * train, round(pixels / (height * width))))
+
+
+def _choose_width(
+    config: TrainConfig, dataset: Dataset, statistics: DatasetStatistics, machine: Machine, minutes: float | None
+) -> tuple[TrainConfig, Pace, rules.Reasons]:
+    """Measure the pace of one or more widths of `unet`, and take the widest that still makes enough steps in the time."""
+    patches = patch_time(dataset, dataset.splits["train"], config)
+
+    def pace_of(candidate: TrainConfig) -> Pace:
+        probe = StepProbe(candidate, len(statistics.classes), machine.device, machine.precision)
+        step = probe.seconds(candidate.batch)
+        trained = candidate.batch * math.prod(candidate.augment.patch)
+        validated = statistics.pictures["val"] * math.prod(statistics.size_median)
+        validation = step / 3 * validated / trained  # the forward pass is about a third of a step
+        return Pace(step, patches, validation, machine.cores, shared=machine.device.type == "cpu")
+
+    if config.model.name != "unet":
+        return config, pace_of(config), {}
+    if machine.fast or minutes is None:
+        why = "wide enough for hundreds of epochs"
+        return config, pace_of(config), {"model.options.width": why}
+    chosen, why = None, ""
+    for width in CPU_WIDTHS:
+        options = config.model.options | {"width": width}
+        candidate = _with(config, model=config.model.model_copy(update={"options": options}))
+        pace = pace_of(candidate)
+        steps = int(60 * minutes * TRAINING_SHARE / pace.seconds(config.batch))
+        if chosen is not None and steps < ENOUGH_STEPS:
+            break
+        chosen = candidate, pace
+        why = f"a step takes {pace.seconds(config.batch):.2f} s, so about {steps} fit in {minutes:g} minutes"
+    assert chosen is not None
+    return *chosen, {"model.options.width": why}
+
+
+def _schedule(
+    config: TrainConfig, dataset: Dataset, statistics: DatasetStatistics, pace: Pace, machine: Machine, minutes: float | None
+) -> tuple[TrainConfig, rules.Reasons, tuple[str, ...]]:
+    """Epochs and steps from the time, then what depends on their number."""
+    train = statistics.pictures["train"]
+    step = pace.seconds(config.batch)
+    if minutes is None:
+        epochs, steps = GPU_EPOCHS, max(50, math.ceil(train / config.batch))
+        why = f"a full schedule; a step takes {step:.3f} s on {machine.name}"
+    else:
+        time = 60 * minutes * TRAINING_SHARE
+        wanted = max(3, min(50, int(VALIDATION_SHARE * time / max(pace.validation, 1e-9))))
+        total = max(1, int((time - min(wanted * pace.validation, time / 2)) / step))
+        epochs = min(wanted, total)
+        steps = total // epochs
+        why = f"{minutes:g} minutes at {step:.2f} s a step and {pace.validation:.1f} s a validation on {machine.name}"
+    optimizer, reasons = rules.choose_optimizer(config.model.name, config.batch, epochs * steps)
+    patches = epochs * steps * config.batch
+    reasons["epochs"] = why
+    reasons["steps_per_epoch"] = f"{epochs * steps} steps in all; each of {train} pictures is seen {patches / train:.0f} times"
+    reasons["precision"] = (
+        f"{machine.name} compute bfloat16 fast" if machine.precision == "bf16" else f"{machine.name}: no fast bfloat16"
+    )
+    reasons["workers"] = f"{machine.cores} cores; a patch takes {1e3 * pace.patches.each:.0f} ms of one"
+    seconds = epochs * (steps * step + pace.validation)
+    notes = (f"about {seconds / 60:.0f} minutes on {machine.name}",)
+    return _with(config, epochs=epochs, steps_per_epoch=steps, optimizer=optimizer), reasons, notes
+
+
+def _warnings(statistics: DatasetStatistics) -> tuple[str, ...]:
+    """What the user should know about the truth."""
+    empty = [name for name, count in zip(statistics.classes, statistics.class_pictures, strict=True) if count == 0]
+    present = len(statistics.classes) - len(empty)
+    if present < 2:
+        return (f"warning: the truth shows {'only one class' if present else 'no class'}; there is nothing to learn from it",)
+    if not empty:
+        return ()
+    shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+    return (f"warning: no pixel of {shown} in {statistics.sampled} pictures; a network cannot learn what it never sees",)
+
+
+def _with(config: TrainConfig, **changes: Any) -> TrainConfig:
+    return config.model_copy(update=changes)
+
+
+def _format(dataset: Dataset) -> str:
+    """The format with its variant, so that the data are read again as they were read now."""
+    return f"{dataset.format}:{dataset.kind}" if dataset.kind in VARIANTS.get(dataset.format, ()) else dataset.format
+
+
+def _order(config: TrainConfig) -> list[str]:
+    """Dotted keys in the order of the config."""
+
+    def keys(content: dict[str, Any], prefix: str) -> list[str]:
+        found: list[str] = []
+        for key, value in content.items():
+            found.append(prefix + key)
+            if isinstance(value, dict):
+                found += keys(value, f"{prefix}{key}.")
+        return found
+
+    return keys(config.model_dump(mode="json"), "")
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
