@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from delineate.data.decode import image_size, list_images, page_count
 from delineate.data.formats.names import flat_names, shortest_names
-from delineate.errors import DataError, DelineateError
+from delineate.errors import DataError
 from delineate.predict.export_formats import ResultsWriter
 from delineate.predict.predictor import Predictor
 
@@ -99,9 +99,5 @@ def _predict_page(predictor: Predictor, page: Page, writer: ResultsWriter, huge:
         seconds = time.perf_counter() - start
     notes += [str(warning.message).removeprefix(f"{page.path}: ") for warning in caught]
     if not quiet:
-        line = f"{page.path}  {height} x {width}  {found}  {seconds:.2f} s"
-        print("  ".join([" ".join(line.split("   ")), *notes]))
+        print("  ".join(filter(None, (str(page.path), f"{height} x {width}", found, f"{seconds:.2f} s", *notes))))
     return height, width
-
-
-__all__ = ["HUGE", "DelineateError", "Page", "list_pages", "predict_folder"]

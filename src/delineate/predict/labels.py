@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -54,10 +54,12 @@ def decode_scores(scores: Tensor, outputs: Outputs, num_classes: int, *, objects
 def join_rows(strips: Iterator[Strip], height: int) -> LabelRows:
     """Put the strips of a picture of `height` rows, decoded to `LabelRows`, into whole arrays."""
     whole: LabelRows | None = None
+    names = [field.name for field in fields(LabelRows)]
     for top, rows in strips:
         if whole is None:
-            whole = LabelRows(*(_stretched(getattr(rows, name), height) for name in LabelRows.__slots__))
-        for name in LabelRows.__slots__:
+            empty: dict[str, Any] = {name: _stretched(getattr(rows, name), height) for name in names}
+            whole = LabelRows(**empty)
+        for name in names:
             if (part := getattr(rows, name)) is not None:
                 getattr(whole, name)[..., top : top + part.shape[-2], :] = part
     assert whole is not None  # a picture has at least one row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -99,7 +100,7 @@ def instance_map_rles(instance_map: NDArray[np.int32], count: int) -> list[Rle]:
     order = np.argsort(owners, kind="stable")  # runs of one object together, in the order of the picture
     bounds = np.searchsorted(owners[order], np.arange(1, count + 2))
     codes = []
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in pairwise(bounds.tolist()):
         runs = order[first:last]
         edges = np.stack([starts[runs], ends[runs]], 1).ravel()  # where the mask turns on, off, on ...
         lengths = np.diff(np.concatenate([[0], edges, [column_major.size]]))

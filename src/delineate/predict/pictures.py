@@ -108,7 +108,7 @@ def _pillow_array(image: Image.Image) -> np.ndarray[Any, Any]:
         return np.array(image)
     if image.mode == "I":  # Pillow's 32-bit integers mostly come from 16-bit files
         wide = np.array(image)
-        return wide.astype(np.uint16 if 0 <= wide.min(initial=0) and wide.max(initial=0) <= 65535 else np.float32)
+        return wide.astype(np.uint16 if wide.min(initial=0) >= 0 and wide.max(initial=0) <= 65535 else np.float32)
     return np.array(image.convert("L" if image.mode in ("1", "LA", "La") else "RGB"))
 
 

@@ -89,7 +89,7 @@ class Predictor:
     def __call__(self, source: Source | Sequence[Source]) -> Results | list[Results]:
         """Predict a picture, or each of a list.
 
-        A picture is a path, a PIL image, an array (H, W) grey or (H, W, 3) RGB, or a tensor (C, H, W); uint8, uint16 or float32.
+        A picture is a path, a PIL image, an array (H, W) grey or (H, W, 3) RGB, or a tensor (C, H, W); uint8, uint16 or float.
         Raises `DataError` for a picture that cannot be read.
         """
         if isinstance(source, (list, tuple)):

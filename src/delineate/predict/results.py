@@ -20,9 +20,10 @@ from delineate.predict.objects import Objects, extract_objects
 
 @dataclass(slots=True)
 class Results:
-    """What was found in one picture. Coordinates are pixels of the original picture, (0, 0) the outer corner of its first pixel.
+    """What was found in one picture.
 
-    `labels` and `semantic` hold indices into `classes`.
+    Coordinates are pixels of the original picture, (0, 0) the outer corner of its first pixel. `labels` and `semantic` hold
+    indices into `classes`.
     """
 
     size: tuple[int, int]  # height, width
@@ -105,7 +106,7 @@ class Results:
         return canvas
 
     def to_coco(self, image_id: int | str = 1) -> list[dict[str, Any]]:
-        """Return the objects as COCO's list of results: box (xywh), run-length code, score; category ids as `categories` says."""
+        """Return the objects as COCO's list of results: box (xywh), run-length code, score; categories as in `categories`."""
         results = self.as_objects()
         assert results.masks is not None
         annotations = []
