@@ -25,6 +25,7 @@ class UNetOriginal(nn.Module):
 
     margin = MARGIN
     stride = STRIDE
+    smallest = SMALLEST  # side of the smallest input; larger ones differ by multiples of the stride
     architecture: dict[str, Any]  # filled by `create_model`
 
     def __init__(
