@@ -121,6 +121,10 @@ class JointCounts(NamedTuple):
         return _int_bincount(self.prediction, self.pixels, len(self.prediction_ids))
 
 
+_CHUNK = 1 << 20
+"""Pixels joined at a time, so that a large picture needs no int64 copy of itself."""
+
+
 def joint_counts(prediction: NDArray[Any], truth: NDArray[Any]) -> JointCounts:
     """Count, exactly and in one pass, the pixels of every pair (true segment, predicted segment) that meets.
 
@@ -131,36 +135,53 @@ def joint_counts(prediction: NDArray[Any], truth: NDArray[Any]) -> JointCounts:
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction has shape {prediction.shape}, truth {truth.shape}; both must be the same")
-    truth_ids, t = _compact(truth, "truth")
-    prediction_ids, p = _compact(prediction, "prediction")
-    width = len(prediction_ids)
-    joint = t * width + p
-    if len(truth_ids) * width <= max(4 * joint.size, 1 << 16):  # a dense table fits: no sort needed
-        dense = np.bincount(joint, minlength=len(truth_ids) * width)
-        codes = np.flatnonzero(dense)
-        pixels = dense[codes]
+    t, p = (np.ascontiguousarray(x).reshape(-1) for x in (truth, prediction))
+    t_ids, t_table = _compact(t, "truth")
+    p_ids, p_table = _compact(p, "prediction")
+    width = len(p_ids)
+    size = len(t_ids) * width
+    dense = size <= max(4 * t.size, 1 << 16)  # then no sort is needed
+    total = np.zeros(size if dense else 0, np.int64)
+    parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for start in range(0, t.size, max(_CHUNK, len(total))):
+        piece = slice(start, start + max(_CHUNK, len(total)))
+        joint = _index(t[piece], t_ids, t_table) * width + _index(p[piece], p_ids, p_table)
+        if dense:
+            total += np.bincount(joint, minlength=size)
+        else:
+            parts.append(np.unique(joint, return_counts=True))
+    if dense:
+        codes = np.flatnonzero(total)
+        pixels = total[codes]
     else:
-        codes, pixels = np.unique(joint, return_counts=True)
-    return JointCounts(codes // max(width, 1), codes % max(width, 1), pixels.astype(np.int64), truth_ids, prediction_ids)
+        codes, where = np.unique(np.concatenate([codes for codes, _ in parts]), return_inverse=True)
+        pixels = _int_bincount(where, np.concatenate([counts for _, counts in parts]), len(codes))
+    return JointCounts(codes // max(width, 1), codes % max(width, 1), pixels, t_ids, p_ids)
 
 
-def _compact(labels: NDArray[Any], what: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The sorted values of `labels`, and the index of each pixel's value among them."""
-    flat = np.ascontiguousarray(labels).reshape(-1)
-    if flat.dtype.kind not in "biu":
-        raise ValueError(f"{what} has dtype {flat.dtype}; a map of segments holds integers")
-    if flat.size == 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    low, high = int(flat.min()), int(flat.max())
+def _compact(labels: NDArray[Any], what: str) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """The sorted values of `labels` (N,), and the table from value to index among them where one fits."""
+    if labels.dtype.kind not in "biu":
+        raise ValueError(f"{what} has dtype {labels.dtype}; a map of segments holds integers")
+    if labels.size == 0:
+        return np.zeros(0, np.int64), None
+    low, high = int(labels.min()), int(labels.max())
     if low < 0:
         raise ValueError(f"{what} holds {low}; segments are numbered from 0")
-    if high > max(4 * flat.size, 1 << 16):  # few pixels with large numbers: sort
-        ids, index = np.unique(flat, return_inverse=True)
-        return ids.astype(np.int64), index.astype(np.int64)
-    ids = np.flatnonzero(np.bincount(flat, minlength=high + 1))
+    if high > max(4 * labels.size, 1 << 16):  # few pixels with large numbers
+        return np.unique(labels).astype(np.int64), None
+    there = np.zeros(high + 1, bool)
+    for start in range(0, labels.size, _CHUNK):
+        there[labels[start : start + _CHUNK].astype(np.int64)] = True
+    ids = np.flatnonzero(there)
     table = np.zeros(high + 1, np.int64)
     table[ids] = np.arange(len(ids))
-    return ids, table[flat]
+    return ids, table
+
+
+def _index(labels: NDArray[Any], ids: NDArray[np.int64], table: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """The place of each label among `ids`."""
+    return np.searchsorted(ids, labels) if table is None else table[labels.astype(np.int64)]
 
 
 def _int_bincount(index: NDArray[np.int64], weights: NDArray[np.int64], length: int) -> NDArray[np.int64]:
