@@ -1,4 +1,4 @@
-"""The configuration of a training run, typed once: YAML, flags over it, defaults under it; unknown keys fail with a suggestion."""
+"""The configuration of a training run, typed once: YAML, flags over it, defaults under; unknown keys fail with a suggestion."""
 
 from __future__ import annotations
 
