@@ -109,6 +109,10 @@ def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
         return sums[:, 0] / sums[:, 1]
 
 
+_BLOCK = 1 << 24
+"""Numbers in a block: 128 MiB of draws, and of sums."""
+
+
 def _resampled(statistics: NDArray[np.float64], resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
     """Sums (R', ...) of the statistics of the pictures that each resample draws, in blocks; the same draws for the same seed.
 
@@ -118,7 +122,7 @@ def _resampled(statistics: NDArray[np.float64], resamples: int, seed: int) -> It
     rng = np.random.default_rng(seed)
     pictures = len(statistics)
     flat = statistics.reshape(pictures, -1)
-    block = max(1, 2**24 // max(pictures, flat.shape[1]))  # at most 128 MiB of weights, and of sums
+    block = max(1, _BLOCK // max(pictures, flat.shape[1]))
     for start in range(0, resamples, block):
         drawn = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=min(block, resamples - start))
         yield (drawn.astype(np.float64) @ flat).reshape(-1, *statistics.shape[1:])
