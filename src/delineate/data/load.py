@@ -66,13 +66,17 @@ def load_instance_map(label_map: LabelMap, image: Path, size: tuple[int, int]) -
     labels = _read_labels(label_map, image, size)
     if labels.ndim == 3:
         raise DataError(f"{label_map.path}: is coloured; an instance map holds one number a pixel (grey, 8 or 16 bit)")
+    if (low := labels.min()) < 0:
+        raise DataError(f"{label_map.path}: holds the object id {low}; ids begin at 1, 0 is the background")
     ids = labels.astype(np.int64)
     for value, to in (label_map.values or {}).items():
-        ids[ids == value] = to
-    values, numbers = np.unique(ids, return_inverse=True)
-    if values[0] < 0:
-        raise DataError(f"{label_map.path}: holds the object id {values[0]}; ids begin at 1, 0 is the background")
-    return (numbers.reshape(ids.shape) + (values[0] > 0)).astype(np.int32)
+        ids[labels == value] = to
+    if ids.max() >= 2**24:
+        values, numbers = np.unique(ids, return_inverse=True)
+        return (numbers.reshape(ids.shape) + (values[0] > 0)).astype(np.int32)
+    used = np.bincount(ids.ravel(), minlength=1) > 0
+    used[0] = False
+    return (np.cumsum(used) * used).astype(np.int32)[ids]
 
 
 def load_object_classes(label_map: LabelMap, image: Path, ids: Array, num_classes: int) -> tuple[Array, Array | None]:

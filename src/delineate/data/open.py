@@ -8,26 +8,34 @@ from pathlib import Path
 
 from delineate.data.dataset import Dataset, Record
 from delineate.data.decode import missing
-from delineate.data.formats.png import VARIANTS as PNG_VARIANTS
-from delineate.data.formats.png import read_png
+from delineate.data.formats import cityscapes, coco, labelme, png, voc, yolo
+from delineate.data.formats.problems import Problems
 from delineate.errors import ConfigError, DataError, suggest
 
-READERS: dict[str, Callable[[Path, str | None], Dataset]] = {"png": read_png}
-VARIANTS: dict[str, tuple[str, ...]] = {"png": PNG_VARIANTS}
+READERS: dict[str, Callable[[Path, str | None, Problems], Dataset]] = {
+    "png": png.read_png,
+    "coco": coco.read_coco,
+    "yolo": yolo.read_yolo,
+    "voc": voc.read_voc,
+    "cityscapes": cityscapes.read_cityscapes,
+    "labelme": labelme.read_labelme,
+}
+VARIANTS: dict[str, tuple[str, ...]] = {"png": png.VARIANTS, "coco": coco.VARIANTS, "voc": voc.VARIANTS}
 
 
-def open_dataset(path: str | Path, format: str | None = None) -> Dataset:
+def open_dataset(path: str | Path, format: str | None = None, problems: Problems | None = None) -> Dataset:
     """Read what a data set says, without decoding images; the format is recognised, or forced with `format`.
 
     `format` is one of png, coco, yolo, voc, cityscapes, labelme; a variant may follow a colon: png:semantic, png:instance,
-    voc:instance. Raises `DataError` naming the path, what was seen and what is expected; `ConfigError` for an unknown format.
+    voc:instance, voc:boxes, coco:keypoint. With `problems` that collect, what can be skipped is noted there instead of raised.
+    Raises `DataError` naming the path, what was seen and what is expected; `ConfigError` for an unknown format.
     """
     path = Path(path)
     name, variant = parse_format(format) if format else (None, None)
     if not path.exists():
         raise missing(path)
     name = name or recognise(path)
-    dataset = READERS[name](path, variant)
+    dataset = READERS[name](path, variant, problems or Problems())
     if not dataset.records:
         raise DataError(f"{path}: read as {name}, it holds no pictures; force another format with --format")
     return dataset
@@ -51,8 +59,31 @@ def parse_format(text: str) -> tuple[str, str | None]:
 
 
 def recognise(path: Path) -> str:
-    """Return the name of the format that `path` looks like; a folder that looks like no other is tried as png."""
+    """Return the name of the format that `path` looks like; a folder that looks like no other is read as png."""
+    if path.is_file():
+        return _recognise_file(path)
+    if cityscapes.is_cityscapes_folder(path):
+        return "cityscapes"
+    if voc.is_voc_folder(path):
+        return "voc"
+    if yolo.find_data_yaml(path):
+        return "yolo"
+    if coco.find_coco_files(path):
+        return "coco"
+    if labelme.find_labelme_files(path):
+        return "labelme"
     return "png"
+
+
+def _recognise_file(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return "yolo"
+    if suffix == ".json":
+        return "labelme" if labelme.is_labelme_file(path) else "coco"
+    if suffix in (".zip", ".tar", ".gz", ".tgz"):
+        raise DataError(f"{path}: is an archive; unpack it and give the folder")
+    raise DataError(f"{path}: is not a data set; give a folder, a COCO or labelme .json, or a YOLO data .yaml")
 
 
 def split_dataset(dataset: Dataset, val_fraction: float = 0.2) -> Dataset:

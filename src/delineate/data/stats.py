@@ -93,10 +93,7 @@ class DatasetStatistics:
             ("pictures", ", ".join(f"{name} {count}" for name, count in self.pictures.items())),
             ("pixels read of", f"{self.sampled} pictures"),
             ("height x width", f"{sizes[1]} (smallest {sizes[0]}, largest {sizes[2]})"),
-            (
-                "channels",
-                ", ".join(f"{count} with {n}" for n, count in self.channels.items()) + f"; {self.colourless:.0%} colourless",
-            ),
+            ("channels", f"{channels}; {self.colourless:.0%} of pictures colourless"),
             ("values", f"{', '.join(self.dtypes)}, {self.value_range[0]:g} to {self.value_range[1]:g}"),
             ("mean, deviation", ", ".join(f"{m:.4g} ± {s:.4g}" for m, s in zip(self.mean, self.std, strict=True))),
             ("brightness spread", f"{self.brightness_spread:.2f} deviations between pictures"),

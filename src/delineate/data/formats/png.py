@@ -8,9 +8,13 @@ from pathlib import Path
 
 from delineate.data.dataset import Dataset, LabelMap, Record
 from delineate.data.decode import page_count, stored_palette
-from delineate.data.formats.classes import ClassTable, find_class_file, read_class_file
+from delineate.data.formats.classes import ClassTable, find_class_file, read_class_file, write_class_file
 from delineate.data.formats.pairing import Pair, pair_pictures
+from delineate.data.formats.problems import Problems
 from delineate.data.formats.survey import Page, infer_classes, looks_like_instances, survey_values
+from delineate.data.formats.writing import class_palette, copy_image, named_records, write_labels
+from delineate.data.load import load_sample
+from delineate.data.objects import outlined_only
 from delineate.errors import DataError
 
 VARIANTS = ("semantic", "instance")
@@ -28,7 +32,7 @@ class _Picture:
     instances: Page | None
 
 
-def read_png(root: Path, variant: str | None = None) -> Dataset:
+def read_png(root: Path, variant: str | None, problems: Problems) -> Dataset:
     """Read a folder of images and label pictures; `variant` "semantic" or "instance" overrules what the values suggest.
 
     A class file (`classes.txt` ...) names the classes; without one they are concluded from the values, with a note.
@@ -36,14 +40,15 @@ def read_png(root: Path, variant: str | None = None) -> Dataset:
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder with images/ and masks/")
     pairs, orphans, notes = pair_pictures(root)
-    pairs = _apply_split_lists(root, pairs)
+    pairs = _apply_split_lists(root, pairs, problems)
     _refuse_nothing(root, pairs, orphans)
     pictures = [picture for pair in pairs for picture in _pages(pair)]
+    for orphan in orphans:
+        problems.warn("unpaired file", orphan, "is a label picture without an image of the same stem")
     notes += [f"{len(orphans)} label pictures without an image, such as {_inside(root, orphans[0])}"] if orphans else []
     class_file = find_class_file(root)
     table = read_class_file(class_file) if class_file else None
-    extra = {"orphans": [str(path) for path in orphans]} if orphans else {}
-    dataset = Dataset(root, "png", "semantic", (), {}, extra=extra, notes=tuple(notes))
+    dataset = Dataset(root, "png", "semantic", (), {}, notes=tuple(notes))
     if _is_instance(pictures, variant, table is not None):
         return _instance_dataset(dataset, pictures, table, variant)
     return _semantic_dataset(dataset, pictures, table)
@@ -149,7 +154,7 @@ def _page_count(path: Path) -> int:
         return 1
 
 
-def _apply_split_lists(root: Path, pairs: list[Pair]) -> list[Pair]:
+def _apply_split_lists(root: Path, pairs: list[Pair], problems: Problems) -> list[Pair]:
     """Follow train.txt, val.txt and test.txt: lines of an image's path, name or stem, and maybe its label picture's path."""
     lists = {split: root / f"{split}.txt" for split in ("train", "val", "test") if (root / f"{split}.txt").is_file()}
     if not lists:
@@ -165,7 +170,8 @@ def _apply_split_lists(root: Path, pairs: list[Pair]) -> list[Pair]:
                 continue
             image = words[0].removeprefix("./").lstrip("/")
             if (pair := known.get(image) or known.get(Path(image).name) or known.get(Path(image).stem)) is None:
-                raise DataError(f"{path}: line {number} names {words[0]}, which is not an image in {root}")
+                problems.error("missing file", path, f"line {number} names {words[0]}, which is not an image in {root}")
+                continue
             pair.split = split
             if len(words) > 1:
                 pair.mask = root / words[1].removeprefix("./").lstrip("/")
@@ -202,3 +208,27 @@ def _is_jpeg(path: Path) -> bool:
 def _inside(root: Path, path: Path) -> str:
     inside = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     return root.name if inside == "." else inside
+
+
+def write_png(dataset: Dataset, out: Path, variant: str | None) -> None:
+    """Write `images/` and `masks/` (class ids, palette PNG) in `SPLIT/`; for objects `instances/` (16-bit ids), and `masks/` only if
+    there are several classes. `classes.txt` names the classes. As png:semantic objects are written as their classes.
+    """
+    with_objects = dataset.kind != "semantic" and variant != "semantic"
+    with_classes = not with_objects or len(dataset.classes) > 1
+    palette = class_palette(dataset)
+    for split, record, stem in named_records(dataset):
+        folder = out if split == "all" else out / split
+        copy_image(record, folder / "images", stem)
+        if record.label_map is None and record.instances is None:
+            continue
+        record = outlined_only(record)
+        if with_objects:
+            ids = load_sample(dataset, record, ("instance_map",)).instance_map
+            assert ids is not None
+            write_labels(folder / "instances" / f"{stem}.png", ids.numpy())
+        if with_classes:
+            classes = load_sample(dataset, record, ("semantic",)).semantic
+            assert classes is not None
+            write_labels(folder / "masks" / f"{stem}.png", classes.numpy(), palette)
+    write_class_file(out / "classes.txt", dataset.semantic_classes if with_classes else dataset.classes)

@@ -1,0 +1,328 @@
+"""COCO JSON, the lossless hub: polygons, both run-length codes, crowds, sparse category ids, keypoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from delineate.data.dataset import Dataset, Instance, KeypointSchema, Record
+from delineate.data.decode import image_size
+from delineate.data.formats.names import shortest_names
+from delineate.data.formats.pairing import read_folder_name
+from delineate.data.formats.problems import Problems, read_json
+from delineate.data.formats.writing import copy_image, named_records
+from delineate.data.objects import object_classes, record_objects
+from delineate.data.raster import rle_area, rle_box, segmentation_rle
+from delineate.errors import DataError
+from delineate.files import write_json
+
+VARIANTS = ("instance", "keypoint")
+_IMAGE_KEYS = {"id", "file_name", "height", "width"}
+_OBJECT_KEYS = {"id", "image_id", "category_id", "segmentation", "bbox", "area", "iscrowd", "keypoints", "num_keypoints"}
+_PERSON = (
+    *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow"),
+    *("left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle"),
+)
+# COCO's published falloffs of the keypoint similarity, in the order of _PERSON.
+_PERSON_SIGMAS = (
+    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
+    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+)
+
+
+def is_coco_file(path: Path) -> bool:
+    """Whether a JSON file looks like COCO annotations, by its beginning and end."""
+    if path.suffix.lower() != ".json":
+        return False
+    with path.open("rb") as file:
+        head = file.read(65536)
+        file.seek(max(0, path.stat().st_size - 65536))
+        text = head + file.read()
+    return b'"shapes"' not in text and any(key in text for key in (b'"annotations"', b'"categories"', b'"images"'))
+
+
+def find_coco_files(folder: Path) -> list[Path]:
+    """Return the COCO files of a folder, of its `annotations/`, or of its split folders."""
+    for pattern in ("annotations/*.json", "*.json", "*/*.json"):
+        if files := [path for path in sorted(folder.glob(pattern)) if is_coco_file(path)]:
+            return files
+    return []
+
+
+def read_coco(path: Path, variant: str | None, problems: Problems) -> Dataset:
+    """Read an annotation file with the images beside it, or a folder with one file for each split (`instances_*` first)."""
+    files = _choose(path, find_coco_files(path), variant) if path.is_dir() else {_split_of(path): path}
+    contents = {split: _read_content(file) for split, file in files.items()}
+    categories = _categories(files, contents)
+    index = {category["id"]: i for i, category in enumerate(categories)}
+    schema = _keypoint_schema(categories)
+    splits, notes = {}, []
+    for split, file in files.items():
+        records, note = _read_records(file, contents[split], index, schema, problems)
+        splits[split] = records
+        notes += note
+    has_points = schema is not None and any(
+        i.keypoints for records in splits.values() for r in records for i in r.instances or ()
+    )
+    if variant == "keypoint" and not has_points:
+        raise DataError(f"{path}: has no keypoints; leave --format coco:keypoint away")
+    first = next(iter(contents.values()))
+    return Dataset(
+        root=path if path.is_dir() else path.parent,
+        format="coco",
+        kind="keypoint" if has_points and variant != "instance" else "instance",
+        classes=tuple(str(category["name"]) for category in categories),
+        splits=_named_apart(splits),
+        keypoints=schema,
+        extra={"categories": categories, **{key: first[key] for key in ("info", "licenses") if key in first}},
+        notes=tuple(notes),
+    )
+
+
+def write_coco(dataset: Dataset, out: Path, variant: str | None) -> None:
+    """Write `annotations/instances_SPLIT.json` (`person_keypoints_` for keypoints) and the images in `SPLIT/`."""
+    categories = _written_categories(dataset)
+    prefix = "person_keypoints" if dataset.kind == "keypoint" else "instances"
+    ids = _unique_ids([record.image_id for record in dataset.records])
+    next_object = iter(_unique_ids([i.id for r in dataset.records for i in _objects(dataset, r)]))
+    contents: dict[str, dict[str, Any]] = {
+        split: {**{k: dataset.extra[k] for k in ("info", "licenses") if k in dataset.extra}, "images": [], "annotations": []}
+        for split in dataset.splits
+    }
+    for (split, record, stem), image_id in zip(named_records(dataset), ids, strict=True):
+        target = copy_image(record, out / split, stem)
+        size = record.size or image_size(record.image, record.frame)
+        described = {**record.extra, "id": image_id, "file_name": target.name, "height": size[0], "width": size[1]}
+        contents[split]["images"].append(described)
+        contents[split]["annotations"] += [
+            _written_object(o, size, next(next_object), image_id, categories[o.label]["id"]) for o in _objects(dataset, record)
+        ]
+    for split, content in contents.items():
+        write_json(out / "annotations" / f"{prefix}_{split}.json", {**content, "categories": categories})
+
+
+def _choose(folder: Path, files: list[Path], variant: str | None) -> dict[str, Path]:
+    """Pick one file for each split: `instances_*` where there are such, `person_keypoints_*` if asked for."""
+    files = [f for f in files if not f.name.startswith(("panoptic_", "captions_", "stuff_", "image_info_"))]
+    for prefix in ("person_keypoints_" if variant == "keypoint" else "instances_", "person_keypoints_"):
+        if preferred := [f for f in files if f.name.startswith(prefix)]:
+            files = preferred
+            break
+    chosen: dict[str, Path] = {}
+    for file in files:
+        split = _split_of(file)
+        if split in chosen:
+            raise DataError(f"{folder}: {chosen[split].name} and {file.name} are both for '{split}'; give one of them by path")
+        chosen[split] = file
+    if not chosen:
+        raise DataError(f"{folder}: has no COCO annotations; expected annotations/instances_train.json or the like")
+    return chosen
+
+
+def _split_of(file: Path) -> str:
+    """Return the split that a file's name, or else its folder's, tells; "all" if neither does."""
+    return read_folder_name(file.stem)[1] or read_folder_name(file.parent.name)[1] or "all"
+
+
+def _read_content(file: Path) -> dict[str, Any]:
+    content = read_json(file)
+    if isinstance(content, list):
+        raise DataError(f"{file}: is a list (COCO results?), expected annotations with images, annotations and categories")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise DataError(f"{file}: has no list '{key}'; expected COCO annotations with images, annotations and categories")
+    if any("segments_info" in a for a in content["annotations"][:1]):
+        raise DataError(f"{file}: is a panoptic file; give the instances_*.json")
+    return content
+
+
+def _categories(files: dict[str, Path], contents: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the categories by id; all files must agree on ids and names."""
+    chosen: list[dict[str, Any]] = []
+    for split, content in contents.items():
+        if not all(isinstance(c, dict) and "id" in c and "name" in c for c in content["categories"]):
+            raise DataError(f"{files[split]}: a category lacks 'id' or 'name'")
+        found = sorted(content["categories"], key=lambda category: category["id"])
+        if repeated := {c["id"] for c in found if sum(c["id"] == other["id"] for other in found) > 1}:
+            raise DataError(f"{files[split]}: the category id {min(repeated)} is given twice")
+        if chosen and [(c["id"], c["name"]) for c in chosen] != [(c["id"], c["name"]) for c in found]:
+            raise DataError(
+                f"{files[split]}: its categories differ from those of {next(iter(files.values()))}; use the same in all splits"
+            )
+        chosen = chosen or found
+    return chosen
+
+
+def _keypoint_schema(categories: list[dict[str, Any]]) -> KeypointSchema | None:
+    """Return the skeleton of the first category that has one; COCO counts its edges from 1."""
+    category = next((c for c in categories if c.get("keypoints")), None)
+    if category is None:
+        return None
+    names = tuple(map(str, category["keypoints"]))
+    edges = tuple((a - 1, b - 1) for a, b in category.get("skeleton") or () if 1 <= a <= len(names) and 1 <= b <= len(names))
+    return KeypointSchema(names, edges, flip_pairs(names), _PERSON_SIGMAS if names == _PERSON else ())
+
+
+def flip_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Return the index pairs of names that differ in left and right alone.
+
+    >>> flip_pairs(["nose", "left_eye", "right_eye", "r_hip", "l_hip"])
+    ((1, 2), (4, 3))
+    """
+    place = {name.lower(): i for i, name in enumerate(names)}
+    pairs = []
+    for name, i in place.items():
+        partner = re.sub(r"^l(?=[_\- ])", "r", re.sub("left", "right", name))
+        if partner != name and partner in place:
+            pairs.append((i, place[partner]))
+    return tuple(pairs)
+
+
+def _read_records(
+    file: Path, content: dict[str, Any], index: dict[Any, int], schema: KeypointSchema | None, problems: Problems
+) -> tuple[tuple[Record, ...], list[str]]:
+    images = _read_images(file, content["images"], problems)
+    objects: dict[Any, list[Instance]] = {image_id: [] for image_id in images}
+    seen: set[Any] = set()
+    strays = []
+    for annotation in content["annotations"]:
+        if annotation.get("id") in seen:
+            problems.warn("duplicate id", file, f"the annotation id {annotation['id']} is given twice")
+        seen.add(annotation.get("id"))
+        if annotation.get("image_id") not in objects:
+            strays.append(annotation.get("image_id"))
+        elif (instance := _read_object(file, annotation, index, schema, problems)) is not None:
+            objects[annotation["image_id"]].append(instance)
+    if strays:
+        problems.warn("annotation", file, f"{len(strays)} annotations are of images that are not listed, such as {strays[0]!r}")
+    folder, notes = _image_folder(file, [image["file_name"] for image in images.values()])
+    return tuple(_read_image(folder, image, tuple(objects[image_id])) for image_id, image in images.items()), notes
+
+
+def _read_images(file: Path, listed: list[Any], problems: Problems) -> dict[Any, dict[str, Any]]:
+    images: dict[Any, dict[str, Any]] = {}
+    for image in listed:
+        if not isinstance(image, dict) or "id" not in image or "file_name" not in image:
+            problems.error("annotation", file, f"an image lacks 'id' or 'file_name': {str(image)[:60]}")
+        elif image["id"] in images:
+            problems.error("duplicate id", file, f"the image id {image['id']} is given twice")
+        else:
+            images[image["id"]] = image
+    return images
+
+
+def _read_image(folder: Path, image: dict[str, Any], objects: tuple[Instance, ...]) -> Record:
+    size = (int(image["height"]), int(image["width"])) if image.get("height") and image.get("width") else None
+    extra = {key: value for key, value in image.items() if key not in _IMAGE_KEYS}
+    return Record(
+        image["file_name"], folder / image["file_name"], size=size, image_id=image["id"], instances=objects, extra=extra
+    )
+
+
+def _read_object(
+    file: Path, annotation: dict[str, Any], index: dict[Any, int], schema: KeypointSchema | None, problems: Problems
+) -> Instance | None:
+    where = f"annotation {annotation.get('id')}"
+    if annotation.get("category_id") not in index:
+        problems.error(
+            "unknown category", file, f"{where} has the category {annotation.get('category_id')}, which is not listed"
+        )
+        return None
+    box, outline, points = annotation.get("bbox"), annotation.get("segmentation"), annotation.get("keypoints")
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)):
+        problems.error("annotation", file, f"{where} has the bbox {box}, expected [x, y, width, height]")
+        return None
+    if isinstance(outline, list) and outline and all(isinstance(v, int | float) for v in outline):
+        outline = [outline]  # some exporters write a lone polygon flat
+    if not isinstance(outline, dict | list | None) or (
+        isinstance(outline, list) and not all(isinstance(p, list) for p in outline)
+    ):
+        problems.error("annotation", file, f"{where} has a segmentation that is neither polygons nor a run-length code")
+        return None
+    if points and (schema is None or len(points) != 3 * len(schema.names)):
+        expected = 3 * len(schema.names) if schema else 0
+        problems.error("annotation", file, f"{where} has {len(points)} numbers of keypoints, its category expects {expected}")
+        return None
+    return Instance(
+        label=index[annotation["category_id"]],
+        segmentation=outline if isinstance(outline, dict) else tuple(outline) if outline else None,
+        box=(box[0], box[1], box[0] + box[2], box[1] + box[3]) if box is not None else None,
+        keypoints=tuple(zip(points[::3], points[1::3], map(int, points[2::3]), strict=True)) if points else None,
+        crowd=bool(annotation.get("iscrowd", 0)),
+        area=annotation.get("area"),
+        id=annotation.get("id"),
+        extra={key: value for key, value in annotation.items() if key not in _OBJECT_KEYS},
+    )
+
+
+def _image_folder(file: Path, names: list[str]) -> tuple[Path, list[str]]:
+    """Return the folder that the file names are relative to: the first of the usual places where one of the first images lies."""
+    beside, above = file.parent, file.parent.parent
+    words = file.stem.split("_")
+    # instances_val2014_100 may lie with val2014_100/ or val2014/, person_keypoints_val2017 with val2017/
+    tails = ["_".join(words[i:j]) for i in range(1, len(words)) for j in range(len(words), i, -1)]
+    places = [base / tail for tail in ("", "images") for base in (beside, above)]
+    places += [base / tail for tail in tails for base in (above, above / "images", beside, beside / "images")]
+    split = _split_of(file)
+    places += [base / split for base in (above, above / "images", beside, beside / "images")]
+    for place in places:
+        if any((place / name).is_file() for name in names[:20]):
+            return place, []
+    return places[0], [
+        f"{file.name}: its images were not found beside it, nor in {', '.join(tails[:1]) or 'images'}/"
+    ] if names else []
+
+
+def _named_apart(splits: dict[str, tuple[Record, ...]]) -> dict[str, tuple[Record, ...]]:
+    """Name the records by stem, with folders and the split in front where stems repeat."""
+    paths = [(split, *PurePosixPath(r.name).with_suffix("").parts) for split, records in splits.items() for r in records]
+    names = iter(shortest_names(paths))
+    return {split: tuple(replace(record, name=next(names)) for record in records) for split, records in splits.items()}
+
+
+def _objects(dataset: Dataset, record: Record) -> tuple[Instance, ...]:
+    return record_objects(dataset, record) or ()
+
+
+def _written_categories(dataset: Dataset) -> list[dict[str, Any]]:
+    """Return the source's own categories if it was COCO, else new ones, numbered from 1."""
+    if dataset.format == "coco" and "categories" in dataset.extra:
+        return dataset.extra["categories"]
+    categories: list[dict[str, Any]] = [{"id": i, "name": name} for i, name in enumerate(object_classes(dataset), 1)]
+    if dataset.keypoints is not None:
+        skeleton = [[a + 1, b + 1] for a, b in dataset.keypoints.edges]
+        categories = [{**c, "keypoints": list(dataset.keypoints.names), "skeleton": skeleton} for c in categories]
+    return categories
+
+
+def _unique_ids(ids: Sequence[Any]) -> list[Any]:
+    """Return the ids as they are if all are there and differ, else 1, 2, 3 ..."""
+    return list(ids) if None not in ids and len(set(ids)) == len(ids) else list(range(1, len(ids) + 1))
+
+
+def _written_object(instance: Instance, size: tuple[int, int], number: Any, image_id: Any, category_id: Any) -> dict[str, Any]:
+    written: dict[str, Any] = {**instance.extra, "id": number, "image_id": image_id, "category_id": category_id}
+    written["iscrowd"] = int(instance.crowd)
+    box, area = instance.box, instance.area
+    if instance.segmentation is not None:
+        if box is None or area is None:
+            code = segmentation_rle(instance.segmentation, size)
+            box, area = box or rle_box(code), rle_area(code) if area is None else area
+        written["segmentation"] = _written_segmentation(instance.segmentation)
+    if box is not None:
+        written["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+        written["area"] = area if area is not None else (box[2] - box[0]) * (box[3] - box[1])
+    if instance.keypoints is not None:
+        written["keypoints"] = [value for point in instance.keypoints for value in point]
+        written["num_keypoints"] = sum(point[2] > 0 for point in instance.keypoints)
+    return written
+
+
+def _written_segmentation(segmentation: Any) -> Any:
+    if not isinstance(segmentation, dict):
+        return list(segmentation)
+    counts = segmentation["counts"]
+    return {"size": list(segmentation["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
