@@ -89,7 +89,7 @@ def _headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     if len(classes) == 2:  # one class against the background: its own IoU says more than the mean
         wanted.insert(0, (f"iou/{classes[1]}", f"IoU of {classes[1]}"))
     cards = [(key, title, summary[key]) for key, title in wanted if key in summary]
-    of_objects = [("f1_50", "Objects: F1 at IoU 0.50"), ("ap", "Objects: AP, IoU 0.50 to 0.95")]
+    of_objects = [("f1_50", "Objects: F1 at IoU 0.50"), ("ap", "Objects: mean AP")]
     cards += [(f"objects/{key}", title, objects[key]) for key, title in of_objects if key in objects]
     several = len(evaluation.get("images") or []) > 1  # an interval over one picture would say nothing
     intervals = (evaluation.get("intervals") or {}) if several else {}

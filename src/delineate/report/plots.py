@@ -158,8 +158,10 @@ def _plot_curves(
             )
         axes.set(xlabel="epoch")
         axes.set_title(title)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.margins(x=0.02)
+        if len(epochs) == 1:
+            axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
         if legend:
             axes.legend(loc="best", ncols=2 if len(drawn) > 3 else 1)
     return figure
