@@ -1,4 +1,4 @@
-"""Matching of objects against brute force and StarDist's assignment, scores by hand and against torchmetrics' panoptic quality."""
+"""Matching of objects against brute force and StarDist's assignment; scores by hand and by torchmetrics' panoptic quality."""
 
 from __future__ import annotations
 
