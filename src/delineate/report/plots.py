@@ -56,11 +56,11 @@ def plot_losses(history: Mapping[str, Sequence[float]]) -> Figure | None:
 
 def plot_metrics(history: Mapping[str, Sequence[float]]) -> Figure | None:
     """Validation metrics by epoch, the best mean IoU marked; None where there is nothing to draw."""
-    lines = {
-        name.removeprefix("val/").replace("_", " ").replace("iou", "IoU").replace("dice", "Dice"): name
-        for name in _metrics(history)
-    }
-    figure = _plot_curves(history, lines, "Validation", thick=len(lines))
+    lines = {"mean IoU": "val/mean_iou", "mean Dice": "val/mean_dice", "pixel accuracy": "val/pixel_accuracy"}
+    of_classes = [name for name in history if name.startswith("val/iou/")]
+    if len(of_classes) <= 3:  # more would hide one another; the table of classes has them
+        lines |= {f"IoU of {name.removeprefix('val/iou/')}": name for name in of_classes}
+    figure = _plot_curves(history, lines, "Validation", thick=3)
     values = np.array(history.get("val/mean_iou", []), float)
     if figure is not None and np.isfinite(values).any():
         best = int(np.nanargmax(values))
@@ -117,10 +117,6 @@ def save_png(figure: Figure, path: Path) -> None:
     with atomic_path(path) as temporary, rc_context(_STYLE):
         FigureCanvasAgg(figure)
         figure.savefig(temporary, dpi=150, facecolor="white")
-
-
-def _metrics(history: Mapping[str, Sequence[float]]) -> list[str]:
-    return [name for name in history if name.startswith("val/") and name != "val/loss"]
 
 
 def _epochs(history: Mapping[str, Sequence[float]]) -> list[float]:
