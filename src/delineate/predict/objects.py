@@ -19,6 +19,7 @@ Array = NDArray[Any]
 Method = Literal["components", "watershed", "border", "distance"]
 
 METHODS: tuple[Method, ...] = ("components", "watershed", "border", "distance")
+_NEIGHBOURS = ndimage.generate_binary_structure(2, 1)  # four
 _HEIGHTS = {"watershed": 1.0, "distance": 0.1}  # pixels; share of the deepest point
 
 
@@ -102,7 +103,7 @@ def _domes(depth: Array, height: float) -> NDArray[np.int32]:
     A dome is what stands above the morphological reconstruction of `depth` less `height` (Soille 2003, h-domes); the domes of
     lower rises stay below `height` and are left out.
     """
-    above = depth - reconstruction(np.maximum(depth - height, 0), depth)
+    above = depth - reconstruction(np.maximum(depth - height, 0), depth, footprint=_NEIGHBOURS)
     domes = _pieces(above > 0)
     tops = np.asarray(ndimage.maximum(above, domes, np.arange(1, domes.max() + 1)))
     return _renumber(domes, np.concatenate([[False], tops >= height * (1 - 1e-6)]))
