@@ -57,8 +57,8 @@ def draw_elastic(rng: np.random.Generator, sigma: float, size: tuple[int, int]) 
 
 def _steepest(nodes: Floats, size: tuple[int, int]) -> float:
     """Largest Frobenius norm of the displacement's Jacobian, probed at 33x33 places."""
-    lattice = _lattice_weights(33)
-    field = np.einsum("hi,ijc,wj->hwc", lattice, nodes, lattice)
+    along_y, along_x = ElasticGrid(nodes, (33, 33)).dense()
+    field = np.stack([along_y, along_x], -1)  # (33, 33, 2)
     steps = [max(n - 1, 1) / 32 for n in size]
     slope_y = np.diff(field, axis=0)[:, :-1] / steps[0]
     slope_x = np.diff(field, axis=1)[:-1] / steps[1]

@@ -115,17 +115,21 @@ class RandomPatch:
         a, x = self.augment, image.numpy()
         top = np.float32(self.value_range or RANGES.get(dtype, 1.0))
         if a.brightness:
-            x = x * np.float32(rng.uniform(max(0.0, 1 - a.brightness), 1 + a.brightness))
+            x *= np.float32(rng.uniform(max(0.0, 1 - a.brightness), 1 + a.brightness))
         if a.contrast:
-            mean = x.mean(dtype=np.float64)
-            x = (x - np.float32(mean)) * np.float32(rng.uniform(max(0.0, 1 - a.contrast), 1 + a.contrast)) + np.float32(mean)
+            mean = np.float32(x.mean(dtype=np.float64))
+            x -= mean
+            x *= np.float32(rng.uniform(max(0.0, 1 - a.contrast), 1 + a.contrast))
+            x += mean
         if a.gamma != (1.0, 1.0):
             x = top * (np.maximum(x, 0) / top) ** np.float32(np.exp(rng.uniform(*np.log(a.gamma))))
         if a.blur and rng.random() < 0.5:
             sigma = rng.uniform(0, a.blur)
             x = ndimage.gaussian_filter(x, (0, sigma, sigma), mode="mirror", truncate=3)
         if a.noise and rng.random() < 0.5:
-            x = x + top * np.float32(rng.uniform(0, a.noise)) * rng.standard_normal(x.shape, dtype=np.float32)
+            noise = rng.standard_normal(x.shape, dtype=np.float32)
+            noise *= top * np.float32(rng.uniform(0, a.noise))
+            x += noise
         if dtype in RANGES:
             x = np.rint(np.clip(x, 0, RANGES[dtype])).astype(np.uint8 if dtype == torch.uint8 else np.uint16)
         return torch.from_numpy(np.ascontiguousarray(x))
@@ -196,8 +200,8 @@ def _drop_unseen(sample: Sample) -> Sample:
         if value is not None:
             setattr(sample, name, _wrap(value.as_subclass(Tensor)[seen], value))
     if sample.instance_map is not None:
-        numbers = torch.cat([torch.zeros(1, dtype=torch.int64), seen.cumsum(0) * seen]).to(sample.instance_map.dtype)
-        sample.instance_map = tv_tensors.Mask(numbers[sample.instance_map.as_subclass(Tensor).long()])
+        numbers = np.concatenate([[0], (seen.cumsum(0) * seen).numpy()]).astype(np.int32)
+        sample.instance_map = tv_tensors.Mask(torch.from_numpy(numbers[sample.instance_map.numpy()]))
     if sample.boxes is not None:
         sample.boxes = _wrap(_tight_boxes(sample, sample.boxes.as_subclass(Tensor)), sample.boxes)
     return sample

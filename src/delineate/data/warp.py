@@ -76,14 +76,8 @@ class Warp:
 
     def interpolate(self, field: Tensor) -> Tensor:
         """Resample (C, H, W) of any dtype to (C, h, w) float32, bilinearly."""
-        rows, columns = self.mirrored
-        top, bottom = int(rows.min()), int(np.ceil(rows.max())) + 1
-        left, right = int(columns.min()), int(np.ceil(columns.max())) + 1
-        part = field[:, top:bottom, left:right].float()
-        grid = np.empty((1, *self.patch, 2), np.float32)  # x, y; -1 and 1 are the outer corners of `part`
-        grid[0, ..., 0] = (columns - (left - 0.5)) * (2 / (right - left)) - 1
-        grid[0, ..., 1] = (rows - (top - 0.5)) * (2 / (bottom - top)) - 1
-        return F.grid_sample(part[None], torch.from_numpy(grid), padding_mode="border", align_corners=False)[0]
+        part = field[:, *self._window].float()
+        return F.grid_sample(part[None], self._grid, padding_mode="border", align_corners=False)[0]
 
     def points(self, points: Floats) -> Floats:
         """Move points (N, 2) of the picture to the patch; x, y, with (0, 0) the outer corner of the first pixel."""
@@ -92,6 +86,20 @@ class Warp:
         if self.elastic is not None:
             moved = self.elastic.inverse(moved)
         return (moved[:, ::-1] + 0.5).astype(np.float32)
+
+    @cached_property
+    def _window(self) -> tuple[slice, slice]:
+        """The part of the picture that is seen."""
+        rows, columns = (slice(int(p.min()), int(np.ceil(p.max())) + 1) for p in self.mirrored)
+        return rows, columns
+
+    @cached_property
+    def _grid(self) -> Tensor:
+        """Places as `grid_sample` wants them, (1, h, w, 2): x, y, with -1 and 1 the outer corners of the window."""
+        grid = np.empty((1, *self.patch, 2), np.float32)
+        for axis, (places, window) in enumerate(zip(self.mirrored, self._window, strict=True)):
+            grid[0, ..., 1 - axis] = (places - (window.start - 0.5)) * (2 / (window.stop - window.start)) - 1
+        return torch.from_numpy(grid)
 
 
 def _mirror(places: Floats, size: int) -> Floats:
