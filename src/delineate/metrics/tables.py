@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _MOST_CLASSES = 40
 _WORST = 5
+_LEFT_OUT = {f"objects/ap{percent}" for percent in (55, 60, 65, 70, 80, 85, 95)}  # in the JSON only
 
 
 def evaluation_tables(evaluation: Evaluation) -> Group:
@@ -20,7 +21,9 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    parts = [_summary_table(evaluation), _class_table(evaluation)]
+    parts = [_summary_table(evaluation)]
+    if evaluation.per_class:
+        parts.append(_class_table(evaluation))
     if len(evaluation.images) > 1:
         parts.append(_image_table(evaluation))
     return Group(*parts, *(Text(f"note: {note}", style="dim") for note in evaluation.notes))
@@ -31,7 +34,7 @@ def _summary_table(evaluation: Evaluation) -> Table:
     table = _table(f"{evaluation.split}: {count} picture{'s' * (count != 1)}", "number", "value", "95 % interval")
     intervals = evaluation.intervals or {}
     for name, value in evaluation.summary.items():
-        if name.startswith(("iou/", "dice/")):  # the table of classes has them
+        if name.startswith(("iou/", "dice/")) or name in _LEFT_OUT:  # the table of classes has the first
             continue
         low, high = intervals.get(name, (math.nan, math.nan))
         table.add_row(name, _show(value), "" if math.isnan(low) else f"{low:.4f} to {high:.4f}")
@@ -68,7 +71,7 @@ def _table(title: str, first: str, *columns: str) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    table.add_column(first, overflow="fold")
+    table.add_column(first, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     return table
