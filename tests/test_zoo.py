@@ -21,14 +21,15 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     sizes: tuple[tuple[int, int], ...] = ((1, 1), (7, 5), (33, 64))
     size: tuple[int, int] = (32, 48)  # where one size does
+    batch: int = 2
 
     def build(self, device: torch.device, **options: Any) -> Any:
         return create_model(self.name, 3, **{**self.options, **options}).to(device)
 
-    def picture(self, device: torch.device, size: tuple[int, int] | None = None, batch: int = 2) -> Tensor:
+    def picture(self, device: torch.device, size: tuple[int, int] | None = None) -> Tensor:
         height, width = size or self.size
         channels = self.options.get("in_channels", 1 if self.name == "unet_original" else 3)
-        return torch.randn(batch, channels, height, width, device=device)
+        return torch.randn(self.batch, channels, height, width, device=device)
 
     def __str__(self) -> str:
         return "-".join([self.name, *(str(value) for value in self.options.values())])
@@ -42,14 +43,19 @@ CASES = [
     Case("unet", {**SMALL, "norm": "group", "upsample": "bilinear", "dropout": 0.2}),
     Case("unet", {**SMALL, "deep_supervision": True}),
     Case("unet", {"encoder": "resnet10t", "decoder_channels": [32, 16, 16, 8, 8]}, size=(64, 64)),
-    Case("unet_original", {"variant": "paper"}, ORIGINAL_SIZES, (188, 188)),
-    Case("unet_original", {"variant": "release"}, ORIGINAL_SIZES, (188, 188)),
+    Case("unet_original", {"variant": "paper"}, ORIGINAL_SIZES, (188, 188), batch=1),
+    Case("unet_original", {"variant": "release"}, ORIGINAL_SIZES, (188, 188), batch=1),
 ]
 
 
 @pytest.fixture(params=CASES, ids=str)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled_code() -> None:
+    torch.compiler.reset()
 
 
 def test_every_name_is_tested() -> None:
@@ -60,8 +66,8 @@ def test_forward_gives_logits_of_the_picture_less_the_margin(case: Case, device:
     model = case.build(device).eval()
     for height, width in case.sizes:
         with torch.no_grad():
-            logits = model(case.picture(device, (height, width), batch=1))
-        assert logits.shape == (1, 3, height - 2 * model.margin, width - 2 * model.margin)
+            logits = model(case.picture(device, (height, width)))
+        assert logits.shape == (case.batch, 3, height - 2 * model.margin, width - 2 * model.margin)
         assert logits.isfinite().all()
 
 
@@ -84,7 +90,7 @@ def test_architecture_and_state_rebuild_the_network(case: Case, device: torch.de
     other = create_model(architecture["name"], architecture["num_classes"], **architecture["options"]).to(device).eval()
     assert other.architecture == architecture
     other.load_state_dict(model.state_dict())
-    x = case.picture(device, batch=1)
+    x = case.picture(device)
     with torch.no_grad():
         assert torch.equal(model(x), other(x))
 
@@ -133,7 +139,7 @@ def test_compiles_without_a_graph_break(case: Case, device: torch.device) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [CASES[0], CASES[4]], ids=str)
+@pytest.mark.parametrize("case", CASES[:1], ids=str)
 def test_compiled_code_gives_equal_logits_and_gradients(case: Case, device: torch.device) -> None:
     model = case.build(device)
     compiled = torch.compile(model, fullgraph=True)

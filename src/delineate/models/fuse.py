@@ -78,7 +78,9 @@ def _find_pairs(model: nn.Module, picture: Tensor) -> tuple[Tensor, list[tuple[A
 
 
 def _is_foldable(module: nn.Module) -> bool:
-    known = type(module) is nn.BatchNorm2d or (isinstance(module, nn.BatchNorm2d) and hasattr(module, "act"))
+    if not isinstance(module, nn.BatchNorm2d):
+        return False
+    known = type(module) is nn.BatchNorm2d or hasattr(module, "act")
     return known and module.affine and module.track_running_stats
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delineate.models.blocks import Activation, ConvNormAct, Merge, Norm, Upsample
+from delineate.models.semantic import SemanticModel
 
 
 class Encoder(Protocol):
@@ -82,15 +83,12 @@ class UNetDecoder(nn.Module):
         return maps[::-1]
 
 
-class UNet(nn.Module):
+class UNet(SemanticModel):
     """Encoder, decoder and a head that turns the decoder's last map into logits.
 
     With `auxiliary_heads` (for the maps of half, a quarter ... of the size) the network is deeply supervised: in training, and
     only then, it returns a tuple of logits.
     """
-
-    margin = 0  # pixels lost on each side
-    architecture: dict[str, Any]  # filled by `create_model`
 
     def __init__(
         self, encoder: Encoder, decoder: nn.Module, head: nn.Module, auxiliary_heads: Sequence[nn.Module] = ()
@@ -100,7 +98,7 @@ class UNet(nn.Module):
         self.decoder = decoder
         self.head = head
         self.auxiliary_heads = nn.ModuleList(auxiliary_heads)
-        self.stride: int = encoder.reductions[-1]
+        self.stride = encoder.reductions[-1]
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return logits (B, K, H, W) for pictures (B, C, H, W) of any size.

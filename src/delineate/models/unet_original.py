@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from delineate.errors import ConfigError
+from delineate.models.semantic import SemanticModel
 
 MARGIN = 92  # pixels lost on each side: 572 -> 388
 STRIDE = 16
 SMALLEST = 188  # with 172 nothing would be left at the end
 
 
-class UNetOriginal(nn.Module):
+class UNetOriginal(SemanticModel):
     """Five levels of two 3x3 convolutions with ReLU, 64 to 1024 channels, max-pooling down, 2x2 up-convolutions up.
 
     The published paper and the published network differ: `up_relu` puts a ReLU after each up-convolution, `last_up_channels`
@@ -25,8 +25,7 @@ class UNetOriginal(nn.Module):
 
     margin = MARGIN
     stride = STRIDE
-    smallest = SMALLEST  # side of the smallest input; larger ones differ by multiples of the stride
-    architecture: dict[str, Any]  # filled by `create_model`
+    smallest = SMALLEST
 
     def __init__(
         self, in_channels: int, num_classes: int, *, up_relu: bool, last_up_channels: int, dropout: float, skip_first: bool

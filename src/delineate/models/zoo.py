@@ -13,6 +13,7 @@ from delineate.errors import ConfigError, suggest
 from delineate.models.backbones.plain import PlainEncoder
 from delineate.models.backbones.timm import timm_encoder
 from delineate.models.blocks import InstanceNorm, NearestConv, bilinear_conv, group_norm, initialize, transpose_conv
+from delineate.models.semantic import SemanticModel
 from delineate.models.unet import UNet, UNetDecoder
 from delineate.models.unet_original import UNetOriginal
 
@@ -93,7 +94,7 @@ def unet_original(num_classes: int, *, in_channels: int = 1, variant: str = "pap
     return UNetOriginal(in_channels, num_classes, **choose(numbers, variant, "variant"))
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"unet": unet, "unet_original": unet_original}
+MODELS: dict[str, Callable[..., SemanticModel]] = {"unet": unet, "unet_original": unet_original}
 
 
 def list_models() -> list[str]:
@@ -105,12 +106,11 @@ def list_models() -> list[str]:
     return sorted(MODELS)
 
 
-def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
+def create_model(name: str, num_classes: int, **options: Any) -> SemanticModel:
     """Build the network `name` with `num_classes` output channels; `options` are the keyword arguments of its function here.
 
-    The result has `.stride` (sizes are padded to it inside forward), `.margin` (pixels lost on each side) and `.architecture`,
-    from which an equal network can be built. Its weights lie channels-last in memory. Raises `ConfigError` for an unknown name
-    or option, and for a value that cannot be.
+    Its `.architecture` holds all that is needed to build an equal network. Its weights lie channels-last in memory. Raises
+    `ConfigError` for an unknown name or option, and for a value that cannot be.
     """
     build = choose(MODELS, name, "model")
     known = [parameter for parameter in inspect.signature(build).parameters if parameter != "num_classes"]
@@ -121,7 +121,7 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     _check_numbers(build, num_classes, options)
     arguments = inspect.signature(build).bind(num_classes, **options)
     arguments.apply_defaults()
-    model: Any = build(*arguments.args, **arguments.kwargs)
+    model = build(*arguments.args, **arguments.kwargs)
     model.to(memory_format=torch.channels_last)
     # `pretrained` says where the weights came from, not what the network is; all else is kept, so that defaults may change.
     kept = {option: value for option, value in arguments.kwargs.items() if option != "pretrained"}

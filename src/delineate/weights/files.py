@@ -6,16 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import delineate
-from delineate.errors import ConfigError, DataError, DelineateError
-from delineate.files import atomic_path
+from delineate.errors import ConfigError, DataError
+from delineate.files import write_bytes
+from delineate.models.semantic import SemanticModel
 from delineate.models.zoo import create_model
 from delineate.weights.conventions import Conventions
 
@@ -50,7 +51,9 @@ def save_model(
     `classes` and `conventions` ask for, and `DelineateError` where the file cannot be written.
     """
     model = getattr(model, "_orig_mod", model)
-    architecture = cast("dict[str, Any]", model.architecture)
+    architecture: Any = getattr(model, "architecture", None)
+    if architecture is None:
+        raise ConfigError(f"{type(model).__name__} is not a network of the zoo; build it with delineate.create_model")
     _check_channels(architecture, len(classes), conventions)
     metadata = {
         "format": FORMAT,
@@ -62,16 +65,11 @@ def save_model(
         "extra": json.dumps(dict(extra or {})),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:  # the disk is full: its own kind of error, not an OSError
-            raise DelineateError(
-                f"{path}: cannot be written ({error}); choose a folder that is writable and has room"
-            ) from error
+    # In memory first: safetensors' own writer renames a file that only its owner may read, and hides the reason of a failure.
+    write_bytes(path, save(tensors, metadata))
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> SemanticModel:
     """Rebuild the network that `save_model` wrote, in evaluation mode, with `.classes`, `.conventions` and `.extra`.
 
     Raises `DataError` for a file that is missing, damaged, not ours, or whose tensors do not fit the architecture it names.
@@ -86,9 +84,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
     tensors = _read_tensors(Path(path))
     _check_tensors(path, model.state_dict(), tensors)
     model.load_state_dict(tensors)
-    model.classes = cast("Any", info.classes)
-    model.conventions = cast("Any", info.conventions)
-    model.extra = cast("Any", info.extra)
+    model.classes, model.conventions, model.extra = info.classes, info.conventions, info.extra
     return model.eval().to(device)
 
 
@@ -107,7 +103,7 @@ def read_info(path: str | Path) -> WeightsInfo:
         )
     try:
         return WeightsInfo(
-            architecture={key: json.loads(metadata["architecture"])[key] for key in ("name", "num_classes", "options")},
+            architecture=_read_architecture(metadata["architecture"]),
             classes=tuple(json.loads(metadata["classes"])),
             conventions=Conventions.from_json(metadata["conventions"]),
             version=metadata["delineate"],
@@ -116,6 +112,14 @@ def read_info(path: str | Path) -> WeightsInfo:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: its metadata are damaged or of another version ({error!r}); save the model again") from error
+
+
+def _read_architecture(text: str) -> dict[str, Any]:
+    match json.loads(text):
+        case {"name": str(name), "num_classes": int(num_classes), "options": dict(options)}:
+            return {"name": name, "num_classes": num_classes, "options": options}
+        case other:
+            raise ValueError(f"architecture {other!r}")
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
