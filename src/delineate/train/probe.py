@@ -18,17 +18,11 @@ from delineate.data.loader import CACHE_SHARE, TrainingSet
 from delineate.data.samplers import Draw
 from delineate.devices import DTYPES, Precision
 from delineate.losses import build_loss
-from delineate.models.zoo import create_model
+from delineate.train.build import build_model, conventions_of
 from delineate.train.memory import StepMemory, step_memory
-from delineate.weights.conventions import Conventions
 
 TIMED_STEPS = 2  # after one that warms up
 SMALL = 256  # memory is measured on patches of at most this side, because activations grow with the number of pixels
-
-
-def conventions_of(config: TrainConfig) -> Conventions:
-    """The conventions that a run of `config` stores with its weights."""
-    return Conventions(**config.input.model_dump(), outputs=config.model.outputs)
 
 
 class StepProbe:
@@ -37,9 +31,7 @@ class StepProbe:
     def __init__(self, config: TrainConfig, num_classes: int, device: torch.device, precision: Precision) -> None:
         self.config, self.num_classes, self.device = config, num_classes, device
         self.conventions = conventions_of(config)
-        channels = self.conventions.output_channels(num_classes)
-        options = {"in_channels": self.conventions.channels, **config.model.options}
-        self.model = create_model(config.model.name, channels, **options).to(device).train()
+        self.model = build_model(config, num_classes, fresh=False)[0].to(device).train()
         self.loss = build_loss(config.loss, self.conventions, num_classes)
         self.autocast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
