@@ -9,7 +9,7 @@ from delineate.losses.shapes import compute_dtype, is_multilabel
 
 
 def lovasz_loss(logits: Tensor, labels: Tensor, *, per_image: bool = False, ignore_index: int = 255) -> Tensor:
-    """Lovász extension of 1 - IoU at the errors |t - p|, the mean over the classes present (arXiv:1705.08790, eq. 8 and 11).
+    """Lovász extension of 1 - IoU at the errors abs(t - p), the mean over the classes present (arXiv:1705.08790, eq. 8 and 11).
 
     `logits` (B, K, H, W). Labels (B, H, W) class ids, `ignore_index` not counted: p is the softmax (Lovász-softmax). Labels
     (B, K, H, W) masks of 0 and 1, -1 not counted: p is the sigmoid of each class (not the hinge on logits that the authors'

@@ -14,7 +14,7 @@ Absent = Literal["skip", "count"]
 
 
 def soft_overlap(logits: Tensor, labels: Tensor, *, per_image: bool = False, ignore_index: int = 255) -> Overlap[Tensor]:
-    """Sums of probabilities in place of pixel counts: I = sum p t, |P| = sum p, |T| = sum t, over the pixels not ignored.
+    """Sums of probabilities in place of pixel counts: I = sum p t, P = sum p, T = sum t, over the pixels not ignored.
 
     `logits` (B, K, H, W); labels (B, H, W) class ids (softmax) or (B, K, H, W) masks, -1 ignored (sigmoid). The fields have
     shape (B, K) with `per_image`, else (K,): the batch counts as one picture.
@@ -45,13 +45,13 @@ def dice_loss(
     absent: Absent = "skip",
     ignore_index: int = 255,
 ) -> Tensor:
-    """1 - Dice = 1 - (I + smooth) / ((|P| + |T|) / 2 + smooth), the mean over classes.
+    """1 - Dice = 1 - (I + smooth) / ((P + T) / 2 + smooth), the mean over classes.
 
-    After V-Net (arXiv:1606.04797), with |P| in place of its sum of squares.
+    I, P and T are the sums of `soft_overlap`. After V-Net (arXiv:1606.04797), with P in place of its sum of squares.
     `logits` (B, K, H, W); labels (B, H, W) class ids, `ignore_index` not counted, or (B, K, H, W) masks, -1 not counted.
     `per_image`: overlaps of each picture instead of the whole batch, then the mean. `background=False` leaves class 0 out.
     `smooth` is in pixels. A class without a true pixel (in the batch, or in that picture) is left out of the mean with
-    `absent="skip"`; with "count" it scores 1 - smooth / (|P| / 2 + smooth), which asks for no false positives. Nothing to
+    `absent="skip"`; with "count" it scores 1 - smooth / (P / 2 + smooth), which asks for no false positives. Nothing to
     count: 0 with gradient 0. Scalar, float32.
 
     >>> labels = torch.tensor([[[0, 1, 1, 255]]])
@@ -75,7 +75,7 @@ def jaccard_loss(
     absent: Absent = "skip",
     ignore_index: int = 255,
 ) -> Tensor:
-    """1 - soft IoU = 1 - (I + smooth) / (|P| + |T| - I + smooth), the mean over classes; arguments as in `dice_loss`.
+    """1 - soft IoU = 1 - (I + smooth) / (P + T - I + smooth), the mean over classes; arguments as in `dice_loss`.
 
     >>> labels = torch.tensor([[[0, 1, 1, 255]]])
     >>> logits = torch.zeros(1, 2, 1, 4)

@@ -3,6 +3,7 @@
 S is the prediction and T the truth, both label maps of one shape; n_ij pixels are of predicted segment i and true segment j,
 s_i and t_j in all. Definitions: Arganda-Carreras et al. 2015, doi 10.3389/fnana.2015.00142. Two questions that packages answer
 differently are arguments:
+
 - `foreground`: pixels whose truth is 0 (membrane, background) are left out, as in ISBI 2012; or 0 is a segment like any other.
 - `singletons`: a pixel predicted 0 belongs to no segment and is a segment of its own, as in ISBI 2012 and SNEMI3D; or all
   pixels predicted 0 form one segment, as in scikit-image.

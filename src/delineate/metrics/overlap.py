@@ -39,23 +39,23 @@ class Overlap(Generic[Array]):
     (0.4, 0.5714)
     """
 
-    intersection: Array  # |P and T|
-    prediction: Array  # |P|
-    truth: Array  # |T|
+    intersection: Array  # I: pixels of both
+    prediction: Array  # P: pixels predicted
+    truth: Array  # T: pixels that are true
 
     @property
     def union(self) -> Array:
-        """|P or T|."""
+        """P + T - I: pixels of either."""
         return self.prediction + self.truth - self.intersection
 
     @property
     def false_positives(self) -> Array:
-        """|P without T|."""
+        """P - I."""
         return self.prediction - self.intersection
 
     @property
     def false_negatives(self) -> Array:
-        """|T without P|."""
+        """T - I."""
         return self.truth - self.intersection
 
     def tversky(self, alpha: float, beta: float, *, smooth: float = 0.0, empty: float = math.nan) -> Array:
@@ -64,19 +64,19 @@ class Overlap(Generic[Array]):
         return ratio(numerator, numerator + alpha * self.false_positives + beta * self.false_negatives, empty)
 
     def iou(self, *, smooth: float = 0.0, empty: float = math.nan) -> Array:
-        """Intersection over union (Jaccard index): I / (|P| + |T| - I)."""
+        """Intersection over union (Jaccard index): I / (P + T - I)."""
         return self.tversky(1.0, 1.0, smooth=smooth, empty=empty)
 
     def dice(self, *, smooth: float = 0.0, empty: float = math.nan) -> Array:
-        """Dice coefficient (F1): 2 I / (|P| + |T|) = 2 IoU / (1 + IoU)."""
+        """Dice coefficient (F1): 2 I / (P + T) = 2 IoU / (1 + IoU)."""
         return self.tversky(0.5, 0.5, smooth=smooth, empty=empty)
 
     def precision(self, *, empty: float = math.nan) -> Array:
-        """I / |P|."""
+        """I / P."""
         return ratio(self.intersection, self.prediction, empty)
 
     def recall(self, *, empty: float = math.nan) -> Array:
-        """I / |T|."""
+        """I / T."""
         return ratio(self.intersection, self.truth, empty)
 
 

@@ -21,6 +21,7 @@ class ClassScores(ABC):
     """Scores of K classes from integer counts, which `ConfusionMatrix` and `MultilabelConfusion` gather.
 
     Two questions that packages answer differently are arguments:
+
     - `presence`: a class exists if it occurs in truth or prediction ("union": predicted but not true scores 0, as in
       Cityscapes' scripts and MMSegmentation), or only if it occurs in the truth ("gt": left out, as in Detectron2).
     - `absent`: what a class that does not exist scores: "nan" (left out of every mean), 0 or 1.
