@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,12 +16,12 @@ import tifffile
 import yaml
 from PIL import Image
 
-from delineate.data.dataset import Polygon
 from delineate.data.formats.classes import write_class_file
 from delineate.data.formats.names import flat_names
 from delineate.data.formats.writing import write_labels
 from delineate.errors import ConfigError, suggest
 from delineate.files import atomic_path, make_folder, write_json, write_text
+from delineate.predict.masks import Crop, outline
 from delineate.predict.results import Results
 from delineate.report.palette import palette
 
@@ -31,11 +33,11 @@ class ResultsWriter:
 
     png: masks/NAME.png, class ids with a palette; instances/NAME.png, object ids in 16 bits (.tif in 32 beyond 65,535 objects);
         classes.txt. With the pictures in images/ beside them this is a data set that `open_dataset` reads.
-    overlay: overlays/NAME.png. coco: coco.json, run-length codes, with scores. labelme: labelme/NAME.json, polygons.
-    yolo: labels/NAME.txt, one polygon an object, and data.yaml.
+    overlay: overlays/NAME.png. coco: coco.json, run-length codes, with scores. labelme: labelme/NAME.json, polygons, or a mask
+        where an object has holes. yolo: labels/NAME.txt, a polygon a line, larger objects first, and data.yaml.
 
     Where there are only classes, the connected pieces of each are the objects of coco, yolo and labelme. Polygons follow the
-    edges of pixels; `losses` says how many objects have holes or several pieces, which yolo and labelme do not keep.
+    edges of pixels. `losses` says how many objects have holes or several pieces, which yolo does not keep.
     """
 
     def __init__(self, out: str | Path, formats: Sequence[str] = ("png", "overlay")) -> None:
@@ -81,7 +83,7 @@ class ResultsWriter:
     @property
     def losses(self) -> list[str]:
         """What the formats could not hold, so far."""
-        return [f"{count} objects {what}" for what, count in self._lost.items()]
+        return [f"{count} objects {what}" for what, count in self._lost.items() if count]
 
     def _write(self, path: Path, write: Any) -> None:
         write(path)
@@ -115,67 +117,64 @@ class ResultsWriter:
 
     def _add_yolo(self, results: Results, stem: str, image: Any) -> None:
         height, width = results.size
-        lines = []
-        for category, _, pieces in self._polygons(results, "in yolo"):
-            largest = max(pieces, key=_area)
-            points = np.reshape(largest, (-1, 2)) / (width, height)
-            lines.append(" ".join([str(category - 1), *(f"{value:.6g}" for value in points.ravel())]))
-        self._write(self.out / "labels" / f"{stem}.txt", lambda path: write_text(path, "".join(f"{line}\n" for line in lines)))
+        lines: list[tuple[int, str]] = []  # with the object's area
+        for label, _, crop in _objects(results):
+            outer, holes = outline(crop)
+            self._lost["have holes, which are filled in yolo"] += bool(holes)
+            self._lost["have several pieces, each of which is an object in yolo"] += len(outer) > 1
+            for polygon in outer:
+                shares = (np.reshape(polygon, (-1, 2)) / (width, height)).ravel()
+                words = [str(results.category_of(label) - 1), *(f"{value:.9g}" for value in shares)]
+                lines.append((int(crop.mask.sum()), " ".join(words)))
+        lines.sort(key=lambda line: -line[0])
+        self._write(
+            self.out / "labels" / f"{stem}.txt", lambda path: write_text(path, "".join(f"{line}\n" for _, line in lines))
+        )
 
     def _add_labelme(self, results: Results, stem: str, image: Any) -> None:
         folder = self.out / "labelme"
-        names = {category["id"]: category["name"] for category in results.categories}
         shapes = []
-        for number, (category, score, pieces) in enumerate(self._polygons(results, "in labelme"), start=1):
-            group = number if len(pieces) > 1 else None  # pieces of one object share a group
-            shapes += [
-                {
-                    "label": names[category],
-                    "points": np.reshape(polygon, (-1, 2)).tolist(),
-                    "group_id": group,
-                    "description": f"score {score:.4f}",
-                    "shape_type": "polygon",
-                    "flags": {},
-                }
-                for polygon in pieces
-            ]
-        height, width = results.size
+        for number, (label, score, crop) in enumerate(_objects(results), start=1):
+            common = {"label": results.classes[label], "description": f"score {score:.4f}", "group_id": None, "flags": {}}
+            shapes += [common | shape for shape in _labelme_shapes(crop, number)]
         content = {
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,
             "imagePath": _relative(results.path, folder) if results.path else f"{stem}.png",
             "imageData": None,
-            "imageHeight": height,
-            "imageWidth": width,
+            "imageHeight": results.size[0],
+            "imageWidth": results.size[1],
         }
         self._write(folder / f"{stem}.json", lambda path: write_json(path, content))
 
-    def _polygons(self, results: Results, where: str) -> list[tuple[int, float, list[Polygon]]]:
-        """Category, score and outer polygons of each object; counts what is lost."""
-        results = results.as_objects()
-        assert results.masks is not None
-        rows = []
-        for label, score, outline in zip(
-            results.labels.tolist(), results.scores.tolist(), results.masks.polygons(), strict=True
-        ):
-            self._lost[f"have holes, which are filled {where}"] += bool(outline.holes)
-            if where == "in yolo":
-                self._lost["have several pieces, of which yolo keeps the largest"] += len(outline.outer) > 1
-            if outline.outer:
-                rows.append((results.category_of(label), score, outline.outer))
-        self._lost = +self._lost  # without the zeros
-        return rows
+
+def _objects(results: Results) -> Iterator[tuple[int, float, Crop]]:
+    """Label, score and mask of each object that has pixels."""
+    results = results.as_objects()
+    assert results.masks is not None
+    for label, score, crop in zip(results.labels.tolist(), results.scores.tolist(), results.masks.crops(), strict=True):
+        if crop.mask.any():
+            yield label, score, crop
+
+
+def _labelme_shapes(crop: Crop, group: int) -> list[dict[str, Any]]:
+    """A polygon for each piece, those of one object in one group; a mask, the points its corner pixels, where there are holes."""
+    outer, holes = outline(crop)
+    if not holes:
+        shared = {"group_id": group} if len(outer) > 1 else {}
+        points = [np.reshape(polygon, (-1, 2)).tolist() for polygon in outer]
+        return [{**shared, "shape_type": "polygon", "points": p, "mask": None} for p in points]
+    height, width = crop.mask.shape
+    file = io.BytesIO()
+    Image.fromarray(crop.mask.astype(np.uint8) * 255).save(file, format="PNG")
+    corners = [[crop.left, crop.top], [crop.left + width - 1, crop.top + height - 1]]
+    return [{"shape_type": "mask", "points": corners, "mask": base64.b64encode(file.getvalue()).decode()}]
 
 
 def _relative(path: Path, folder: Path) -> str:
     """`path` as seen from `folder`."""
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-
-
-def _area(polygon: Polygon) -> float:
-    x, y = np.reshape(polygon, (-1, 2)).T
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
 def _write_picture(path: Path, pixels: np.ndarray[Any, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +15,14 @@ from torch import Tensor
 
 from delineate.data.dataset import Polygon, Rle
 from delineate.data.outlines import mask_to_polygons
+
+
+class Crop(NamedTuple):
+    """The pixels of one mask within its bounding box."""
+
+    left: int
+    top: int
+    mask: NDArray[np.bool_]  # (h, w); (0, 0) for an object without pixels
 
 
 class Outline(NamedTuple):
@@ -38,6 +45,10 @@ class Masks(Protocol):
 
     def dense(self) -> Tensor:
         """Return all masks, (N, H, W) bool: N times the memory of the picture."""
+        ...
+
+    def crops(self) -> Iterator[Crop]:
+        """Yield the pixels of each mask within its bounding box, (H, W) being much for many small objects."""
         ...
 
     def rle(self) -> list[Rle]:
@@ -67,23 +78,26 @@ class InstanceMapMasks:
     def dense(self) -> Tensor:
         return torch.from_numpy(self.instance_map == np.arange(1, len(self) + 1, dtype=np.int32)[:, None, None])
 
+    def crops(self) -> Iterator[Crop]:
+        windows = ndimage.find_objects(self.instance_map, max_label=len(self)) if len(self) else []
+        for number, window in enumerate(windows, start=1):
+            if window is None:
+                yield Crop(0, 0, np.zeros((0, 0), np.bool_))
+            else:
+                yield Crop(window[1].start, window[0].start, self.instance_map[window] == number)
+
     def rle(self) -> list[Rle]:
         return instance_map_rles(self.instance_map, len(self))
 
     def polygons(self) -> list[Outline]:
-        outlines = []
-        for number, window in enumerate(self._windows, start=1):
-            if window is None:
-                outlines.append(Outline([], []))
-                continue
-            shift = (window[1].start, window[0].start)
-            outer, holes = mask_to_polygons(self.instance_map[window] == number)
-            outlines.append(Outline([_moved(p, shift) for p in outer], [_moved(p, shift) for p in holes]))
-        return outlines
+        return [outline(crop) for crop in self.crops()]
 
-    @cached_property
-    def _windows(self) -> list[Any]:
-        return ndimage.find_objects(self.instance_map, max_label=len(self)) if len(self) else []
+
+def outline(crop: Crop) -> Outline:
+    """Return the polygons of a mask, in pixels of the picture."""
+    outer, holes = mask_to_polygons(crop.mask)
+    shift = (crop.left, crop.top)
+    return Outline([_moved(p, shift) for p in outer], [_moved(p, shift) for p in holes])
 
 
 def instance_map_rles(instance_map: NDArray[np.int32], count: int) -> list[Rle]:
