@@ -19,7 +19,7 @@ from delineate.config import TrainConfig, dump_config
 from delineate.data.synthetic import blobs
 from delineate.errors import DataError
 from delineate.files import write_json, write_text
-from delineate.report.html import write_report
+from delineate.report import write_report
 from delineate.report.overlay import draw_errors, draw_semantic, side_by_side
 from delineate.report.plots import plot_confusion, plot_losses, to_svg
 from delineate.report.reading import parse_history, read_run

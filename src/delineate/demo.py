@@ -73,7 +73,7 @@ def _measure(out: Path, weights: Path, device: str, start: float) -> DemoResult:
     from delineate.data import open_dataset
     from delineate.predict import Predictor
     from delineate.predict.evaluate import evaluate
-    from delineate.report.html import write_report
+    from delineate.report import write_report
 
     dataset, predictor = open_dataset(out / "coins"), Predictor(weights, device=device)
     run, records = out / "run", dataset.splits["val"]

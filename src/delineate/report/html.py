@@ -156,7 +156,7 @@ def _other_numbers(evaluation: dict[str, Any]) -> dict[str, float]:
 def _pictures(files: RunFiles) -> list[dict[str, Any]]:
     """The worst and the best pictures with their previews; all of them, worst first, where there are few."""
     images = [image for image in files.evaluation.get("images") or [] if image.get("preview")]
-    ranked = sorted(images, key=lambda image: _finite(image.get("mean_iou"), math.inf))
+    ranked = sorted(images, key=lambda image: _finite(image.get("mean_iou"), -1.0))
     groups = [("Worst", ranked[:_PICTURES]), ("Best", ranked[: -_PICTURES - 1 : -1])]
     if len(ranked) <= 2 * _PICTURES:
         groups = [("", ranked)]
@@ -202,6 +202,8 @@ def _speed(files: RunFiles) -> list[tuple[str, str]]:
         rows.append(("Highest memory", f"{max(memory):,.0f} MB"))
     if seconds:
         rows.append(("Time of the training", _duration(seconds[-1])))
+    if skipped := sum(files.column("skipped_steps")):
+        rows.append(("Steps skipped, loss not finite", f"{skipped:.0f}"))
     return rows
 
 
