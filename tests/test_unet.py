@@ -46,6 +46,8 @@ def twins() -> tuple[Any, Any]:
     theirs: Any = smp.Unet("resnet34", encoder_weights=None, classes=3)
     for module in theirs.modules():  # statistics that do something
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 0.35, 1.1)
@@ -100,7 +102,7 @@ def test_nearest_conv_is_upsampling_then_convolution(batch: int, ins: int, outs:
 @pytest.mark.parametrize("upsample", [NearestConv, bilinear_conv])
 def test_merge_is_a_convolution_of_the_concatenation(upsample: Any) -> None:
     merge = Merge(5, 4, 6, upsample=upsample).double()
-    up = merge.up if isinstance(merge.up, NearestConv) else merge.up[1]
+    up: Any = merge.up[1] if isinstance(merge.up, nn.Sequential) else merge.up
     nn.init.normal_(up.weight)
     x, skip = torch.randn(2, 5, 6, 7).double(), torch.randn(2, 4, 12, 14).double()
     mode: Any = {"mode": "nearest"} if upsample is NearestConv else {"mode": "bilinear", "align_corners": False}

@@ -19,6 +19,8 @@ def lively(model: Any) -> Any:
     """Give batch normalisations statistics that a wrong fold would show."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.uniform_(module.running_mean, -0.3, 0.3)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 0.4, 1.2)
@@ -102,8 +104,8 @@ def test_the_fused_network_exports(device: torch.device) -> None:
 class Treacherous(nn.Module):
     """An encoder that reads a convolution's output twice, once where no hook can see it."""
 
-    channels = (4,)
-    reductions = (2,)
+    channels: tuple[int, ...] = (4,)
+    reductions: tuple[int, ...] = (2,)
 
     def __init__(self, *, through_relu: bool) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ def test_backward_reaches_every_parameter(case: Case, device: torch.device) -> N
             nn.init.uniform_(module.weight, 0.5, 1.5)  # timm starts some at zero, which nothing passes
     outputs = model(case.picture(device))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    sum((output * torch.randn_like(output)).sum() for output in outputs).backward()
+    torch.stack([(output * torch.randn_like(output)).sum() for output in outputs]).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
     unreached = [name for name, p in model.named_parameters() if p.grad.abs().max() == 0]
     assert unreached == []
@@ -124,25 +124,21 @@ def test_export_gives_equal_logits(case: Case, device: torch.device) -> None:
         torch.testing.assert_close(program.module()(x), model(x))
 
 
-def test_compiles_without_a_graph_break(case: Case, device: torch.device) -> None:
+def test_trains_compiled_without_a_graph_break(case: Case, device: torch.device) -> None:
     """The graph is captured whole, forward and backward; eager kernels run it (code generation: the test below)."""
-    model = case.build(device, **({"dropout": 0.0} if "dropout" in case.options else {}))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    x = case.picture(device)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-4)
+    model = case.build(device, **({"dropout": 0.0} if "dropout" in case.options else {})).train()
     if case.options.get("variant") == "release":
-        return  # its dropout draws other numbers when compiled
-    torch.testing.assert_close(
-        _gradients(compiled.train(), model, x), _gradients(model.train(), model, x), rtol=1e-3, atol=1e-3
-    )
+        model.dropout.p = 0.0  # compiled code draws other numbers
+    x = case.picture(device)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(_gradients(compiled, model, x), _gradients(model, model, x), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES[:1], ids=str)
 def test_compiled_code_gives_equal_logits_and_gradients(case: Case, device: torch.device) -> None:
     model = case.build(device)
-    compiled = torch.compile(model, fullgraph=True)
+    compiled: Any = torch.compile(model, fullgraph=True)
     x = case.picture(device)
     with torch.no_grad():
         torch.testing.assert_close(compiled.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-4)
@@ -163,8 +159,8 @@ def test_export_of_the_padded_network_keeps_the_size_free(device: torch.device) 
 def _gradients(run: Any, model: nn.Module, x: Tensor) -> list[Tensor]:
     outputs = run(x)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    loss = sum((output**2).mean() for output in outputs)
-    return list(torch.autograd.grad(loss, list(model.parameters())))  # type: ignore[arg-type]
+    loss = torch.stack([(output**2).mean() for output in outputs]).sum()
+    return list(torch.autograd.grad(loss, list(model.parameters())))
 
 
 @pytest.mark.parametrize(

@@ -88,11 +88,8 @@ def _fold(norm: Any, producer: nn.Module) -> None:
     """Let `producer` emit what `norm` would make of its output."""
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
-    parts = (
-        [_last(part) for part in (producer.up, producer.skip) if part is not None]
-        if isinstance(producer, Merge)
-        else [producer]
-    )
+    merged = [producer.up, producer.skip] if isinstance(producer, Merge) else [producer]
+    parts = [_last(part) for part in merged if part is not None]
     for part in parts:  # the parts of a merge are summed, so each is scaled and one of them shifted
         transposed = isinstance(part, nn.ConvTranspose2d)
         part.weight.mul_(scale[None, :, None, None] if transposed else scale[:, None, None, None])
