@@ -15,6 +15,8 @@ import numpy as np
 import tifffile
 import yaml
 from PIL import Image
+from pycocotools import mask as coco
+from torch import Tensor
 
 from delineate.data.formats.classes import write_class_file
 from delineate.data.formats.names import flat_names
@@ -47,7 +49,6 @@ class ResultsWriter:
         self.formats = tuple(dict.fromkeys(formats))
         self.written: list[Path] = []
         self._lost: Counter[str] = Counter()
-        self._classes: tuple[str, ...] = ()
         self._last: Results | None = None
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
@@ -63,59 +64,63 @@ class ResultsWriter:
         """Write what belongs to one picture; `image` as in `Results.draw`."""
         self._last = results
         stem = flat_names([results.name])[0]
-        for name in self.formats:
-            getattr(self, f"_add_{name}")(results, stem, image)
+        if "png" in self.formats:
+            self._add_png(results, stem)
+        if "overlay" in self.formats:
+            _write_picture(self._path("overlays", f"{stem}.png"), results.draw(image))
+        if "coco" in self.formats:
+            self._add_coco(results, stem)
+        if "yolo" in self.formats:
+            self._add_yolo(results, stem)
+        if "labelme" in self.formats:
+            self._add_labelme(results, stem)
 
     def finish(self) -> None:
         """Write what belongs to all pictures; nothing, if there were none."""
         if self._last is None:
             return
         if "png" in self.formats and self._last.semantic is not None:
-            self._write(self.out / "classes.txt", lambda path: write_class_file(path, self._last.classes))  # pyright: ignore
+            write_class_file(self._path("classes.txt"), self._last.classes)
         if "coco" in self.formats:
             content = {"images": self._images, "categories": self._last.categories, "annotations": self._annotations}
-            self._write(self.out / "coco.json", lambda path: write_json(path, content))
+            write_json(self._path("coco.json"), content)
         if "yolo" in self.formats:
             names = dict(enumerate(category["name"] for category in self._last.categories))
             content = {"path": ".", "train": "images", "val": "images", "names": names}
-            self._write(self.out / "data.yaml", lambda path: write_text(path, yaml.safe_dump(content, sort_keys=False)))
+            write_text(self._path("data.yaml"), yaml.safe_dump(content, sort_keys=False))
 
     @property
     def losses(self) -> list[str]:
         """What the formats could not hold, so far."""
         return [f"{count} objects {what}" for what, count in self._lost.items() if count]
 
-    def _write(self, path: Path, write: Any) -> None:
-        write(path)
+    def _path(self, *parts: str) -> Path:
+        """The path of an output, which is noted as written."""
+        path = self.out.joinpath(*parts)
         self.written.append(path)
+        return path
 
-    def _add_png(self, results: Results, stem: str, image: Any) -> None:
+    def _add_png(self, results: Results, stem: str) -> None:
         if results.semantic is not None:
-            semantic = results.semantic.numpy()
-            self._write(self.out / "masks" / f"{stem}.png", lambda path: write_labels(path, semantic, palette(256)))
-        if (instance_map := results.instance_map) is not None:
-            ids = instance_map.numpy()
-            if len(results) <= 65535:
-                self._write(self.out / "instances" / f"{stem}.png", lambda path: write_labels(path, ids))
-            else:
-                self._write(self.out / "instances" / f"{stem}.tif", lambda path: _write_tiff(path, ids.astype(np.uint32)))
+            write_labels(self._path("masks", f"{stem}.png"), results.semantic.numpy(), palette(256))
+        if (instance_map := results.instance_map) is None:
+            return
+        if len(results) <= 65535:
+            write_labels(self._path("instances", f"{stem}.png"), instance_map.numpy())
+        else:
+            with atomic_path(self._path("instances", f"{stem}.tif")) as temporary:
+                tifffile.imwrite(temporary, instance_map.numpy().astype(np.uint32), compression="zlib")
 
-    def _add_overlay(self, results: Results, stem: str, image: Any) -> None:
-        drawing = results.draw(image).permute(1, 2, 0).contiguous().numpy()
-        self._write(self.out / "overlays" / f"{stem}.png", lambda path: _write_picture(path, drawing))
-
-    def _add_coco(self, results: Results, stem: str, image: Any) -> None:
+    def _add_coco(self, results: Results, stem: str) -> None:
         image_id, (height, width) = len(self._images) + 1, results.size
         file_name = _relative(results.path, self.out) if results.path else f"{stem}.png"
         self._images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         for annotation in results.to_coco(image_id):
-            from pycocotools import mask as coco
-
             area = int(coco.area(annotation["segmentation"]))
             number = len(self._annotations) + 1
             self._annotations.append({"id": number, **annotation, "area": area, "iscrowd": 0})
 
-    def _add_yolo(self, results: Results, stem: str, image: Any) -> None:
+    def _add_yolo(self, results: Results, stem: str) -> None:
         height, width = results.size
         lines: list[tuple[int, str]] = []  # with the object's area
         for label, _, crop in _objects(results):
@@ -127,12 +132,9 @@ class ResultsWriter:
                 words = [str(results.category_of(label) - 1), *(f"{value:.9g}" for value in shares)]
                 lines.append((int(crop.mask.sum()), " ".join(words)))
         lines.sort(key=lambda line: -line[0])
-        self._write(
-            self.out / "labels" / f"{stem}.txt", lambda path: write_text(path, "".join(f"{line}\n" for _, line in lines))
-        )
+        write_text(self._path("labels", f"{stem}.txt"), "".join(f"{line}\n" for _, line in lines))
 
-    def _add_labelme(self, results: Results, stem: str, image: Any) -> None:
-        folder = self.out / "labelme"
+    def _add_labelme(self, results: Results, stem: str) -> None:
         shapes = []
         for number, (label, score, crop) in enumerate(_objects(results), start=1):
             common = {"label": results.classes[label], "description": f"score {score:.4f}", "group_id": None, "flags": {}}
@@ -141,12 +143,12 @@ class ResultsWriter:
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,
-            "imagePath": _relative(results.path, folder) if results.path else f"{stem}.png",
+            "imagePath": _relative(results.path, self.out / "labelme") if results.path else f"{stem}.png",
             "imageData": None,
             "imageHeight": results.size[0],
             "imageWidth": results.size[1],
         }
-        self._write(folder / f"{stem}.json", lambda path: write_json(path, content))
+        write_json(self._path("labelme", f"{stem}.json"), content)
 
 
 def _objects(results: Results) -> Iterator[tuple[int, float, Crop]]:
@@ -159,7 +161,7 @@ def _objects(results: Results) -> Iterator[tuple[int, float, Crop]]:
 
 
 def _labelme_shapes(crop: Crop, group: int) -> list[dict[str, Any]]:
-    """A polygon for each piece, those of one object in one group; a mask, the points its corner pixels, where there are holes."""
+    """A polygon for each piece, those of one object in one group; where there are holes, a mask and its corner pixels."""
     outer, holes = outline(crop)
     if not holes:
         shared = {"group_id": group} if len(outer) > 1 else {}
@@ -177,11 +179,6 @@ def _relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
-def _write_picture(path: Path, pixels: np.ndarray[Any, Any]) -> None:
+def _write_picture(path: Path, picture: Tensor) -> None:
     with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary)
-
-
-def _write_tiff(path: Path, labels: np.ndarray[Any, Any]) -> None:
-    with atomic_path(path) as temporary:
-        tifffile.imwrite(temporary, labels, compression="zlib")
+        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(temporary)

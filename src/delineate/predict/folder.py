@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from delineate.data.decode import image_size, list_images, page_count
+from delineate.data.formats.classes import write_class_file
 from delineate.data.formats.names import flat_names, shortest_names
 from delineate.errors import DataError
 from delineate.predict.export_formats import ResultsWriter
@@ -91,6 +92,7 @@ def _predict_page(predictor: Predictor, page: Page, writer: ResultsWriter, huge:
         if height * width > huge:
             target = writer.out / "masks" / f"{page.name}.tif"
             predictor.predict_to_tiff(page.path, target, frame=page.frame)
+            write_class_file(writer.out / "classes.txt", predictor.classes)
             notes, found = ["class ids only, because it is huge"], "by strips"
         else:
             results = predictor.predict(page.path, frame=page.frame, name=page.name)

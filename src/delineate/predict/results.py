@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,12 +139,15 @@ class Results:
 
         png: masks/NAME.png (class ids, with a palette), instances/NAME.png (object ids) and classes.txt. overlay:
         overlays/NAME.png. coco: coco.json. yolo: labels/NAME.txt and data.yaml. labelme: labelme/NAME.json. `image` as in
-        `draw`. Raises `DelineateError` where a file cannot be written, `ConfigError` for an unknown format.
+        `draw`. Raises `DelineateError` where a file cannot be written, `ConfigError` for an unknown format; warns of what a
+        format cannot hold.
         """
         from delineate.predict.export_formats import ResultsWriter
 
         with ResultsWriter(out, formats) as writer:
             writer.add(self, image)
+        for loss in writer.losses:
+            warnings.warn(f"{self.name}: {loss}", stacklevel=2)
         return writer.written
 
     def _picture(self, image: Any) -> Tensor:
