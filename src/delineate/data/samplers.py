@@ -58,18 +58,18 @@ class EpochSampler(Sampler[Draw]):
 
     def __init__(self, order: Order, *, steps: int, batch: int, rank: int = 0, world: int = 1) -> None:
         self.order, self.steps, self.batch, self.rank, self.world = order, steps, batch, rank, world
-        self.epoch = 0
+        self.epoch = self.skip = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0, that the next iteration draws."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Choose the epoch, counted from 0, that the next iteration draws, without its first `skip` batches."""
+        self.epoch, self.skip = epoch, skip
 
     def __len__(self) -> int:
         return self.steps * self.batch
 
     def __iter__(self) -> Iterator[Draw]:
-        first = self.epoch * len(self) * self.world
-        for place in range(first + self.rank, first + len(self) * self.world, self.world):
+        first, end = ((self.epoch * self.steps + batches) * self.batch * self.world for batches in (self.skip, self.steps))
+        for place in range(first + self.rank, end, self.world):
             yield Draw(self.order(place), place)
 
 

@@ -14,9 +14,9 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor
-from torch.distributed import TCPStore
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from delineate.config import TrainConfig
@@ -64,7 +64,7 @@ def launch(config: TrainConfig, job: Job, *arguments: Any) -> None:
     """
     _quieten()
     fabric = make_fabric(config)
-    if isinstance(fabric._connector.cluster_environment, TorchElasticEnvironment):
+    if TorchElasticEnvironment.detect():
         fabric.launch()
         with Stop(signal.SIGINT, signal.SIGTERM, impatient=False) as stop, _first_error_only(fabric):
             job(fabric, stop, *arguments)
@@ -107,12 +107,18 @@ def over_processes(fabric: Fabric, values: Tensor, how: Literal["sum", "mean"]) 
     return values.cpu()
 
 
+def first_process() -> bool:
+    """Whether this process speaks and writes for the run, once `launch` has returned."""
+    return not TorchElasticEnvironment.detect() or os.environ["RANK"] == "0"
+
+
 def _spawn(fabric: Fabric, job: Job, *arguments: Any) -> None:
     """Run the job in processes of our own: pass signals on to them, and raise what ended them."""
     errors = multiprocessing.get_context("spawn").SimpleQueue()
+    stop = _Forward()
     try:
-        with _pass_signals_on() as stop:
-            interrupted = fabric.launch(_child, errors, job, *arguments)
+        with stop:
+            interrupted = fabric.launch(cast("Any", _child), errors, job, *arguments)
     except (ProcessRaisedException, ProcessExitedException) as error:
         if stop.requested:
             raise KeyboardInterrupt from error
@@ -141,30 +147,28 @@ def _child(fabric: Fabric, errors: Any, job: Job, *arguments: Any) -> bool:
     return False
 
 
-@contextmanager
-def _pass_signals_on() -> Iterator[Stop]:
-    """Pass the first Ctrl-C or SIGTERM on to the child processes, and end them at the second."""
-    stop = Stop(signal.SIGINT, signal.SIGTERM, impatient=True)
+class _Forward(Stop):
+    """Passes the first Ctrl-C or SIGTERM on to the child processes, and ends them at the second."""
 
-    def handle(*_: object) -> None:
+    def __init__(self) -> None:
+        super().__init__(signal.SIGINT, signal.SIGTERM, impatient=True)
+
+    def _handle(self, *_: object) -> None:
         for child in multiprocessing.active_children():
             if child.pid is not None:
-                os.kill(child.pid, signal.SIGKILL if stop.requested else signal.SIGINT)
-        stop.requested = True
-
-    stop._handle = handle
-    with stop:
-        yield stop
+                os.kill(child.pid, signal.SIGKILL if self.requested else signal.SIGINT)
+        self.requested = True
 
 
 @contextmanager
 def _first_error_only(fabric: Fabric) -> Iterator[None]:
     """Let the first process that fails raise its error, and the others, which then fail for want of it, end quietly."""
+    store: Any = torch.distributed.TCPStore  # pyright: ignore[reportPrivateImportUsage]
     host = os.environ["MASTER_ADDR"]
     first = fabric.global_rank == 0
-    own = TCPStore(host, 0, is_master=True, wait_for_workers=False) if first else None
+    own = store(host, 0, is_master=True, wait_for_workers=False) if first else None
     port = fabric.broadcast(own.port if own else 0)
-    board = own or TCPStore(host, port, is_master=False)
+    board = own or store(host, port, is_master=False)
     try:
         yield
     except Exception:

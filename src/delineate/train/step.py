@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -54,10 +54,10 @@ def training_step(
         names = ["loss", *terms]
         sums = sums.to(fabric.device) + torch.stack([loss.detach(), *terms.values()]).float() / len(batches)
     limit = float("inf") if clip_norm is None else clip_norm
-    norm = fabric.clip_gradients(model, optimizer, max_norm=limit, error_if_nonfinite=False)
+    norm = float(cast("Tensor", fabric.clip_gradients(model, optimizer, max_norm=limit, error_if_nonfinite=False)))
     agreed = over_processes(fabric, torch.cat([sums, torch.tensor([float(stop)], device=sums.device)]), "mean")
     *values, stops = agreed.tolist()
-    finite_loss, finite_gradient = all(map(math.isfinite, values)), math.isfinite(norm := float(norm))
+    finite_loss, finite_gradient = all(map(math.isfinite, values)), math.isfinite(norm)
     scaler = getattr(fabric.strategy.precision, "scaler", None)  # fp16 only
     finite = finite_loss and (finite_gradient or (scaler is not None and scaler.get_scale() >= 1))
     if finite:
