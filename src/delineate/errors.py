@@ -18,6 +18,10 @@ class DataError(DelineateError):
 
     exit_code = 3
 
+    def __init__(self, message: str, kind: str = "damaged file") -> None:
+        super().__init__(message)
+        self.kind = kind  # the sort of fault, under which `delineate data check` counts it
+
 
 def suggest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return `"; did you mean 'x'?"` for the closest of `known` to `name`, or an empty string.

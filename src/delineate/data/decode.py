@@ -164,7 +164,7 @@ def missing(path: str | Path) -> DataError:
     path = Path(path)
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     where = "" if beside or path.parent.is_dir() else f"; the folder {path.parent} does not exist either"
-    return DataError(f"{path}: does not exist{suggest(path.name, beside)}{where}")
+    return DataError(f"{path}: does not exist{suggest(path.name, beside)}{where}", kind="missing file")
 
 
 @contextmanager

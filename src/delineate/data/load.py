@@ -55,9 +55,8 @@ def load_semantic(label_map: LabelMap, image: Path, size: tuple[int, int], num_c
     ids, unknown = _look_up(labels, label_map.values, num_classes)
     if unknown is not None:
         value = unknown if isinstance(unknown, int) else f"colour {unknown}"
-        raise DataError(
-            f"{label_map.path}: holds the value {value}, not one of the {num_classes} classes; add it to classes.txt or mend it"
-        )
+        message = f"{label_map.path}: holds the value {value}, not one of the {num_classes} classes"
+        raise DataError(f"{message}; add it to classes.txt or mend the file", kind="label outside the class list")
     return ids
 
 
@@ -94,9 +93,8 @@ def load_object_classes(label_map: LabelMap, image: Path, ids: Array, num_classe
     np.add.at(votes, (ids[counted], classes[counted]), 1)
     votes[:, 0] = 0  # an object is never background
     if without := np.flatnonzero(votes[1:].sum(1) == 0).tolist():
-        raise DataError(
-            f"{label_map.path}: object {without[0] + 1} has no class in {label_map.classes.path}; draw it there too"
-        )
+        message = f"{label_map.path}: object {without[0] + 1} has no class in {label_map.classes.path}; draw it there too"
+        raise DataError(message, kind="object without class")
     return votes[1:].argmax(1) - 1, classes
 
 
@@ -108,16 +106,16 @@ def check_stated_size(record: Record, size: tuple[int, int]) -> None:
     reason = "annotate this very picture, or correct the size"
     if record.size == size[::-1] and stored_orientation(record.image) >= 5:
         reason = "it was annotated without its EXIF orientation: save the picture without that tag"
-    raise DataError(f"{record.image}: is {seen} (height x width), its annotation says {stated}; {reason}")
+    message = f"{record.image}: is {seen} (height x width), its annotation says {stated}; {reason}"
+    raise DataError(message, kind="size mismatch")
 
 
 def _read_labels(label_map: LabelMap, image: Path, size: tuple[int, ...]) -> Array:
     labels = decode_labels(label_map.path, label_map.frame)
     if labels.shape[:2] != tuple(size):
         shape = f"{labels.shape[0]} x {labels.shape[1]}"
-        raise DataError(
-            f"{label_map.path}: is {shape} (height x width), its image {image} is {size[0]} x {size[1]}; make them equal"
-        )
+        message = f"{label_map.path}: is {shape} (height x width), its image {image} is {size[0]} x {size[1]}; make them equal"
+        raise DataError(message, kind="size mismatch")
     return labels
 
 

@@ -60,7 +60,8 @@ def _class_regions(dataset: Dataset, classes: Array) -> tuple[Instance, ...]:
     counts = np.bincount(classes.ravel(), minlength=IGNORE + 1)
     present = [i for i in np.flatnonzero(counts).tolist() if i >= first]
     return tuple(
-        Instance(0 if i == IGNORE else i - first, encode_mask(classes == i), crowd=i == IGNORE, area=float(counts[i])) for i in present
+        Instance(0 if i == IGNORE else i - first, encode_mask(classes == i), crowd=i == IGNORE, area=float(counts[i]))
+        for i in present
     )
 
 

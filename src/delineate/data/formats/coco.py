@@ -20,6 +20,7 @@ from delineate.errors import DataError
 from delineate.files import write_json
 
 VARIANTS = ("instance", "keypoint")
+_NO_TRUTH = "image_info_"  # how COCO calls a list of test images
 _IMAGE_KEYS = {"id", "file_name", "height", "width"}
 _OBJECT_KEYS = {"id", "image_id", "category_id", "segmentation", "bbox", "area", "iscrowd", "keypoints", "num_keypoints"}
 _PERSON = (
@@ -101,12 +102,20 @@ def write_coco(dataset: Dataset, out: Path, variant: str | None) -> None:
             _written_object(o, size, next(next_object), image_id, categories[o.label]["id"]) for o in _objects(dataset, record)
         ]
     for split, content in contents.items():
-        write_json(out / "annotations" / f"{prefix}_{split}.json", {**content, "categories": categories})
+        name = f"{prefix}_{split}.json"
+        if all(r.instances is None and r.label_map is None for r in dataset.splits[split]):
+            name = f"{_NO_TRUTH}{split}.json"
+            del content["annotations"]
+        write_json(out / "annotations" / name, {**content, "categories": categories})
 
 
 def _choose(folder: Path, files: list[Path], variant: str | None) -> dict[str, Path]:
-    """Pick one file for each split: `instances_*` where there are such, `person_keypoints_*` if asked for."""
-    files = [f for f in files if not f.name.startswith(("panoptic_", "captions_", "stuff_", "image_info_"))]
+    """Pick one file for each split: `instances_*` where there are such, `person_keypoints_*` if asked for.
+
+    `image_info_*` lists images without truth; it serves splits that no other file is for.
+    """
+    untold = [f for f in files if f.name.startswith(_NO_TRUTH)]
+    files = [f for f in files if not f.name.startswith(("panoptic_", "captions_", "stuff_", _NO_TRUTH))]
     for prefix in ("person_keypoints_" if variant == "keypoint" else "instances_", "person_keypoints_"):
         if preferred := [f for f in files if f.name.startswith(prefix)]:
             files = preferred
@@ -117,9 +126,11 @@ def _choose(folder: Path, files: list[Path], variant: str | None) -> dict[str, P
         if split in chosen:
             raise DataError(f"{folder}: {chosen[split].name} and {file.name} are both for '{split}'; give one of them by path")
         chosen[split] = file
+    for file in untold:
+        chosen.setdefault(_split_of(file), file)
     if not chosen:
         raise DataError(f"{folder}: has no COCO annotations; expected annotations/instances_train.json or the like")
-    return chosen
+    return {split: chosen[split] for split in ("train", "val", "test", "all") if split in chosen}
 
 
 def _split_of(file: Path) -> str:
@@ -131,10 +142,11 @@ def _read_content(file: Path) -> dict[str, Any]:
     content = read_json(file)
     if isinstance(content, list):
         raise DataError(f"{file}: is a list (COCO results?), expected annotations with images, annotations and categories")
-    for key in ("images", "annotations", "categories"):
+    without = file.name.startswith(_NO_TRUTH)
+    for key in ("images", "categories") if without else ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise DataError(f"{file}: has no list '{key}'; expected COCO annotations with images, annotations and categories")
-    if any("segments_info" in a for a in content["annotations"][:1]):
+    if any("segments_info" in a for a in content.get("annotations", [])[:1]):
         raise DataError(f"{file}: is a panoptic file; give the instances_*.json")
     return content
 
@@ -185,6 +197,9 @@ def _read_records(
     file: Path, content: dict[str, Any], index: dict[Any, int], schema: KeypointSchema | None, problems: Problems
 ) -> tuple[tuple[Record, ...], list[str]]:
     images = _read_images(file, content["images"], problems)
+    folder, notes = _image_folder(file, [image["file_name"] for image in images.values()])
+    if "annotations" not in content:
+        return tuple(_read_image(folder, image, None) for image in images.values()), notes
     objects: dict[Any, list[Instance]] = {image_id: [] for image_id in images}
     seen: set[Any] = set()
     strays = []
@@ -198,7 +213,6 @@ def _read_records(
             objects[annotation["image_id"]].append(instance)
     if strays:
         problems.warn("annotation", file, f"{len(strays)} annotations are of images that are not listed, such as {strays[0]!r}")
-    folder, notes = _image_folder(file, [image["file_name"] for image in images.values()])
     return tuple(_read_image(folder, image, tuple(objects[image_id])) for image_id, image in images.items()), notes
 
 
@@ -214,7 +228,7 @@ def _read_images(file: Path, listed: list[Any], problems: Problems) -> dict[Any,
     return images
 
 
-def _read_image(folder: Path, image: dict[str, Any], objects: tuple[Instance, ...]) -> Record:
+def _read_image(folder: Path, image: dict[str, Any], objects: tuple[Instance, ...] | None) -> Record:
     size = (int(image["height"]), int(image["width"])) if image.get("height") and image.get("width") else None
     extra = {key: value for key, value in image.items() if key not in _IMAGE_KEYS}
     return Record(

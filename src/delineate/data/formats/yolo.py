@@ -50,7 +50,9 @@ def read_yolo(path: Path, variant: str | None, problems: Problems) -> Dataset:
     notes: list[str] = []
     splits = {}
     for split in _SPLITS:
-        if content.get(split):
+        if split != "train" and content.get(split) and content.get(split) == content.get("train"):
+            notes.append(f"{file.name}: '{split}' is the same as 'train' and is left out")
+        elif content.get(split):
             images = [image for entry in _entries(content[split]) for image in _images(file, root, entry, notes)]
             splits[split] = _records(images, split, len(classes), schema, problems)
     return Dataset(

@@ -1,0 +1,56 @@
+"""Drawings of the truth over its pictures, to see whether it was read as it was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from delineate.data.dataset import Dataset, Record
+from delineate.data.formats.names import flat_names
+from delineate.data.formats.survey import evenly
+from delineate.data.load import load_sample
+from delineate.data.objects import has_background
+from delineate.errors import DataError
+from delineate.files import atomic_path, make_folder
+from delineate.report.overlay import draw_instances, draw_semantic, draw_skeletons, side_by_side
+
+
+def preview_dataset(dataset: Dataset, out: str | Path, count: int = 16) -> list[Path]:
+    """Write up to `count` PNGs into the folder `out`, each a picture beside itself with its truth drawn over it; return their paths.
+
+    The pictures are evenly spread over all that have a truth. Raises `DataError` where there are none or a file cannot be read.
+    """
+    records = [record for record in dataset.records if record.label_map is not None or record.instances is not None]
+    if not records:
+        raise DataError(f"{dataset.root}: no picture has a truth to draw")
+    out = make_folder(out)
+    chosen = evenly(records, count)
+    written = []
+    for record, stem in zip(chosen, flat_names([record.name for record in chosen]), strict=True):
+        path = out / f"{stem}.png"
+        with atomic_path(path) as temporary:
+            Image.fromarray(_panel(dataset, record).permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+        written.append(path)
+    return written
+
+
+def _panel(dataset: Dataset, record: Record) -> Tensor:
+    """Draw classes, or objects with their boxes where all have outlines, or boxes alone, and skeletons."""
+    if dataset.kind == "semantic":
+        sample = load_sample(dataset, record, ("semantic",))
+        assert sample.semantic is not None
+        background = 0 if has_background(dataset) else None
+        drawn = draw_semantic(sample.image, sample.semantic, classes=dataset.classes, background=background)
+        return side_by_side([sample.image, drawn], [record.name, "classes"])
+    outlined = all(instance.segmentation is not None for instance in record.instances or ())
+    want = {"boxes"} | ({"masks"} if outlined else set()) | ({"keypoints"} if dataset.keypoints else set())
+    sample = load_sample(dataset, record, want)
+    assert sample.labels is not None
+    # A single class needs no tags, and the boxes of hundreds of cells would hide them.
+    boxes = sample.boxes if len(dataset.classes) > 1 or not outlined else None
+    drawn = draw_instances(sample.image, masks=sample.masks, boxes=boxes, labels=sample.labels, names=dataset.classes)
+    if sample.keypoints is not None and dataset.keypoints is not None:
+        drawn = draw_skeletons(drawn, sample.keypoints, edges=dataset.keypoints.edges, visibility=sample.visibility)
+    return side_by_side([sample.image, drawn], [record.name, f"{len(sample.labels)} objects"])
