@@ -22,7 +22,7 @@ class Crop(NamedTuple):
 
     left: int
     top: int
-    mask: NDArray[np.bool_]  # (h, w); (0, 0) for an object without pixels
+    mask: NDArray[np.bool_]  # (h, w); one False for an object without pixels
 
 
 class Outline(NamedTuple):
@@ -82,7 +82,7 @@ class InstanceMapMasks:
         windows = ndimage.find_objects(self.instance_map, max_label=len(self)) if len(self) else []
         for number, window in enumerate(windows, start=1):
             if window is None:
-                yield Crop(0, 0, np.zeros((0, 0), np.bool_))
+                yield Crop(0, 0, np.zeros((1, 1), np.bool_))
             else:
                 yield Crop(window[1].start, window[0].start, self.instance_map[window] == number)
 
