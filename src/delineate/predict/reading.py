@@ -169,7 +169,7 @@ def _predicted_labels(path: Path, pages: dict[str, Page], truth: Dataset, object
     classes = _given_classes(path, None) or truth.semantic_classes
     values = set(survey_values(list(pages.values())).values)
     exceed = bool(values - set(range(len(classes))))
-    if objects == "instances" or (objects == "auto" and truth.kind != "semantic" and exceed):
+    if objects == "instances" or (truth.kind != "semantic" and exceed):
         if len(classes) > 2:
             raise DataError(
                 f"{path}: holds object ids up to {max(values)} without their classes, the truth has {len(classes) - 1}; "

@@ -1,0 +1,375 @@
+"""Scoring files: against published COCO numbers, scikit-learn-free counts by hand, and the errors of bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from skimage.metrics import adapted_rand_error as skimage_adapted_rand
+
+from delineate.data.synthetic import blobs, make_blobs_dataset
+from delineate.errors import ConfigError, DataError
+from delineate.metrics.coco import COCO_NAMES, coco_scores
+from delineate.metrics.evaluation import Evaluation, Evaluator, Labelling
+from delineate.predict.reading import align_classes
+from delineate.predict.score import score
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def labels(folder: Path, **pictures: np.ndarray) -> Path:
+    for name, pixels in pictures.items():
+        save(folder / f"{name}.png", pixels)
+    return folder
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    """Three pictures of three classes, one pixel not counted."""
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.integers(0, 3, (20, 30)).astype(np.uint8) for _ in range(3))
+    a[0, 0] = 255
+    return labels(tmp_path / "truth", a=a, b=b, c=c)
+
+
+def test_label_folders_count_as_by_hand(tmp_path: Path, truth: Path) -> None:
+    rng = np.random.default_rng(1)
+    wanted = {path.stem: np.asarray(Image.open(path)) for path in truth.iterdir()}
+    found = {
+        name: np.where(rng.random(t.shape) < 0.3, rng.integers(0, 3, t.shape), np.where(t == 255, 0, t))
+        for name, t in wanted.items()
+    }
+    predictions = labels(tmp_path / "found", **{name: x.astype(np.uint8) for name, x in found.items()})
+    evaluation = score(predictions, truth, classes=("x", "y", "z"))
+    t = np.concatenate([wanted[n].ravel() for n in "abc"])
+    p = np.concatenate([found[n].ravel() for n in "abc"])
+    p, t = p[t != 255], t[t != 255]
+    iou = [((t == k) & (p == k)).sum() / ((t == k) | (p == k)).sum() for k in range(3)]
+    assert [row["iou"] for row in evaluation.per_class] == pytest.approx(iou)
+    assert evaluation.summary["mean_iou"] == pytest.approx(np.mean(iou))
+    assert evaluation.summary["pixel_accuracy"] == pytest.approx((t == p).mean())
+    assert evaluation.confusion == [[int(((t == i) & (p == j)).sum()) for j in range(3)] for i in range(3)]
+    assert evaluation.objects is None
+    assert evaluation.classes == ("x", "y", "z")
+    first = next(image for image in evaluation.images if image.name == "b")
+    ious = [((wanted["b"] == k) & (found["b"] == k)).sum() / ((wanted["b"] == k) | (found["b"] == k)).sum() for k in range(3)]
+    assert first.mean_iou == pytest.approx(np.mean(ious))
+
+
+def test_single_files(tmp_path: Path) -> None:
+    picture = np.eye(8, dtype=np.uint8)
+    a, b = save(tmp_path / "a.png", picture), save(tmp_path / "other" / "a.png", picture)
+    assert score(b, a).summary["mean_iou"] == 1.0
+
+
+def test_ignored_class(tmp_path: Path) -> None:
+    wanted, found = np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
+    wanted[0], found[1] = 2, 1
+    wanted[3], found[3] = 1, 1
+    t, p = labels(tmp_path / "t", a=wanted), labels(tmp_path / "p", a=found)
+    evaluation = score(p, t, ignore=2)
+    assert np.sum(evaluation.confusion) == 12
+    assert evaluation.summary["pixel_accuracy"] == pytest.approx(8 / 12)
+
+
+def test_values_as_in_the_truth(tmp_path: Path) -> None:
+    """Truth of 0 and 255 is read as classes 0 and 1; so are predictions stored the same way, and those that hold 0 and 1."""
+    picture = (np.arange(64).reshape(8, 8) % 3 == 0).astype(np.uint8)
+    t = labels(tmp_path / "t", a=picture * 255)
+    for factor in (1, 255):
+        p = labels(tmp_path / f"p{factor}", a=picture * np.uint8(factor))
+        assert score(p, t).summary["mean_iou"] == 1.0
+
+
+def test_objects_from_a_predicted_folder(tmp_path: Path) -> None:
+    """masks/ and instances/, as `delineate predict` writes them, against a data set with objects."""
+    data = make_blobs_dataset(tmp_path / "data", 3, 64, kind="instance")
+    out = tmp_path / "out"
+    truths = sorted((data / "instances").glob("*.png")) or sorted((data / "masks").glob("*.png"))
+    for path in truths:
+        ids = np.asarray(Image.open(path)).astype(np.uint16)
+        ids[ids == 1] = 0  # one object missed in each picture
+        save(out / "instances" / path.name, ids)
+        save(out / "masks" / path.name, (ids > 0).astype(np.uint8))
+    evaluation = score(out, data)
+    assert evaluation.kind == "instance"
+    assert evaluation.objects is not None
+    count = sum(int(np.asarray(Image.open(path)).max()) for path in truths)
+    assert evaluation.objects["truth_objects"] == count
+    assert evaluation.objects["predicted_objects"] == count - 3
+    assert evaluation.objects["recall_50"] == pytest.approx((count - 3) / count)
+    assert evaluation.objects["precision_50"] == 1.0
+    assert evaluation.summary["objects/ap50"] == pytest.approx((count - 3) / count)
+    assert all(image.objects is not None for image in evaluation.images)
+    flat = score(out / "instances", data)
+    assert flat.objects == evaluation.objects
+    assert score(out / "instances", data, objects="none").objects is None
+
+
+def test_components_of_class_ids(tmp_path: Path) -> None:
+    """Class ids against truth with objects: touching objects become one component."""
+    ids = np.zeros((10, 20), np.uint16)
+    ids[2:5, 2:6], ids[2:5, 6:10], ids[7:9, 2:9], ids[7:9, 12:18] = 1, 2, 3, 4
+    save(tmp_path / "data" / "images" / "a.png", np.zeros((10, 20), np.uint8))
+    save(tmp_path / "data" / "instances" / "a.png", ids)
+    predictions = labels(tmp_path / "found", a=(ids > 0).astype(np.uint8))
+    evaluation = score(predictions, tmp_path / "data")
+    assert evaluation.objects is not None
+    assert (evaluation.objects["truth_objects"], evaluation.objects["predicted_objects"]) == (4, 3)
+    assert evaluation.objects["f1_50"] == pytest.approx(2 * 3 / 7)  # the joined pair still covers half of its union with one
+    assert evaluation.objects["f1_50"] > score(predictions, tmp_path / "data").objects["ap75"]  # pyright: ignore
+
+
+def test_em_scores(tmp_path: Path) -> None:
+    _, objects = blobs(96, 3, count=20)
+    membrane = np.ones((96, 96), np.uint8)
+    membrane[objects == 0] = 0
+    t = labels(tmp_path / "t", a=membrane)
+    perfect = score(t, t, em=True).summary
+    assert perfect["em/v_rand"] == pytest.approx(1.0)
+    assert perfect["em/adapted_rand_error"] == pytest.approx(0.0)
+    assert perfect["em/v_info"] == pytest.approx(1.0)
+    merged = score(labels(tmp_path / "p", a=np.ones((96, 96), np.uint8)), t, em="background").summary
+    from scipy.ndimage import label
+
+    truth_segments = label(membrane)[0]
+    # With every pixel in one segment, scikit-image's number differs only in that it counts no pair of a pixel with itself.
+    reference = skimage_adapted_rand(truth_segments, np.ones((96, 96), int))[0]
+    assert merged["em/adapted_rand_error"] == pytest.approx(reference, abs=1e-3)
+    assert merged["em/v_rand_merge"] < merged["em/v_rand_split"] == 1.0
+    with pytest.raises(ConfigError, match="did you mean 'background'"):
+        score(t, t, em="backgruond")
+
+
+def test_intervals_hold_the_number_and_are_optional(tmp_path: Path, truth: Path) -> None:
+    found = labels(
+        tmp_path / "p", a=np.zeros((20, 30), np.uint8), b=np.ones((20, 30), np.uint8), c=np.asarray(Image.open(truth / "c.png"))
+    )
+    evaluation = score(found, truth, ci=True)
+    assert evaluation.intervals is not None
+    for name in ("mean_iou", "mean_dice", "pixel_accuracy"):
+        low, high = evaluation.intervals[name]
+        assert low <= evaluation.summary[name] <= high
+        assert low < high
+    assert score(found, truth).intervals == {}
+
+
+def test_json_round_trip_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = np.zeros((6, 6), np.uint8)
+    t = labels(tmp_path / "t", a=a, b=np.full_like(a, 255), c=a + np.eye(6, dtype=np.uint8))
+    (t / "classes.txt").write_text("nothing\nline\nnever\n")
+    evaluation = score(labels(tmp_path / "p", a=a, b=a, c=a), t, ci=True)
+    text = json.dumps(evaluation.to_json(), allow_nan=False)  # NaN is not JSON
+    again = Evaluation.from_json(json.loads(text))
+    assert json.dumps(again.to_json()) == text
+    assert again.classes == ("nothing", "line", "never")
+    assert np.isnan(again.per_class[2]["iou"])
+    evaluation.print()
+    printed = capsys.readouterr().out
+    assert "mean_iou" in printed
+    assert "never" in printed
+
+
+# --- COCO ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("results", "expected", "iou_type"),
+    [
+        ("fakesegm100", "coco_fakesegm100_segm", "segm"),
+        ("fakesegm100", "coco_fakesegm100_bbox_from_masks", "bbox"),
+        ("fakebbox100", "coco_fakebbox100_bbox", "bbox"),
+    ],
+)
+def test_published_coco_numbers(real_data: Path, results: str, expected: str, iou_type: str) -> None:
+    """cocoapi's own example: every number of its published results, through files, to the last digit."""
+    folder = real_data / "reference_eval"
+    wanted = json.loads((folder / "expected.json").read_text())[expected]
+    evaluation = score(
+        folder / "cocoapi" / f"instances_val2014_{results}_results.json", folder / "cocoapi" / "instances_val2014_100.json"
+    )
+    assert {name: evaluation.summary[f"{iou_type}/{name}"] for name in COCO_NAMES} == wanted
+    if results == "fakebbox100":
+        assert evaluation.images == ()  # boxes say nothing of pixels
+
+
+def coco_truth(annotation_id: int = 1) -> dict[str, Any]:
+    square = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]
+    return {
+        "images": [{"id": 7, "file_name": "a.png", "height": 16, "width": 16}],
+        "categories": [{"id": 3, "name": "cell"}, {"id": 90, "name": "debris"}],
+        "annotations": [
+            {
+                "id": annotation_id,
+                "image_id": 7,
+                "category_id": 3,
+                "segmentation": square,
+                "bbox": [2, 2, 6, 6],
+                "area": 36,
+                "iscrowd": 0,
+            }
+        ],
+    }
+
+
+def detection(**changes: Any) -> dict[str, Any]:
+    canvas = np.zeros((16, 16), np.uint8, order="F")
+    canvas[2:8, 2:8] = 1
+    code = coco_mask.encode(canvas)
+    code = {"size": [16, 16], "counts": code["counts"].decode()}
+    return {"image_id": 7, "category_id": 3, "segmentation": code, "score": 0.9} | changes
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_coco_traps() -> None:
+    """Annotation id 0, missing iscrowd and area, and no detections: defined, where pycocotools errs."""
+    perfect = coco_scores(coco_truth(annotation_id=0), [detection()], "segm")
+    assert perfect["AP"] == pytest.approx(1.0)
+    bare = coco_truth()
+    for key in ("iscrowd", "area"):
+        del bare["annotations"][0][key]
+    assert coco_scores(bare, [detection()], "segm") == perfect
+    nothing = coco_scores(coco_truth(), [], "segm")
+    assert (nothing["AP"], nothing["APl"]) == (0.0, -1.0)
+    polygons = detection(segmentation=coco_truth()["annotations"][0]["segmentation"])
+    assert coco_scores(coco_truth(), [polygons], "segm") == perfect
+
+
+def test_low_scores_count_in_coco_numbers_only(tmp_path: Path) -> None:
+    truth = write(tmp_path / "truth.json", coco_truth())
+    evaluation = score(write(tmp_path / "found.json", [detection(score=0.3)]), truth)
+    assert evaluation.summary["segm/AP"] == pytest.approx(1.0)
+    assert evaluation.objects is not None
+    assert evaluation.objects["predicted_objects"] == 0
+    assert score(tmp_path / "found.json", truth, score_threshold=0.2).summary["mean_iou"] == 1.0
+
+
+def test_empty_results_list(tmp_path: Path) -> None:
+    evaluation = score(write(tmp_path / "found.json", []), write(tmp_path / "truth.json", coco_truth()))
+    assert evaluation.summary["segm/AP"] == 0.0
+    assert evaluation.summary["objects/recall_50"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score": float("nan")}, "detection 1: score is nan"),
+        ({"score": None}, "score is None"),
+        ({"category_id": 4}, "category_id 4 is unknown; the truth has 3, 90"),
+        ({"image_id": 8}, "image_id 8 is not among the 1 images"),
+        ({"segmentation": {"size": [9, 9], "counts": "0"}}, "9"),
+    ],
+)
+def test_bad_detections_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    found = write(tmp_path / "found.json", [detection(), detection(**changes)])
+    with pytest.raises(DataError, match=message):
+        score(found, write(tmp_path / "truth.json", coco_truth()))
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------------
+
+
+def test_missing_and_superfluous_predictions(tmp_path: Path, truth: Path) -> None:
+    found = labels(tmp_path / "p", a=np.zeros((20, 30), np.uint8), d=np.zeros((20, 30), np.uint8))
+    with pytest.raises(
+        DataError, match=r"2 pictures of the truth have no prediction \(b, c\); 1 predictions have no truth \(d\)"
+    ):
+        score(found, truth)
+
+
+def test_a_split_that_was_predicted_whole(tmp_path: Path) -> None:
+    data = make_blobs_dataset(tmp_path / "data", 3, 48, val=2)
+    folder = tmp_path / "found"
+    for path in (data / "val" / "masks").glob("*.png"):
+        save(folder / path.name, np.asarray(Image.open(path)))
+    evaluation = score(folder, data)
+    assert evaluation.split == "val"
+    assert (len(evaluation.images), evaluation.summary["mean_iou"]) == (2, 1.0)
+
+
+def test_sizes_differ(tmp_path: Path, truth: Path) -> None:
+    found = labels(tmp_path / "p", **{name: np.zeros((20, 30), np.uint8) for name in "ac"}, b=np.zeros((10, 30), np.uint8))
+    with pytest.raises(DataError, match=r"b\.png: is 10 x 30 .*20 x 30"):
+        score(found, truth)
+
+
+def test_a_value_that_is_no_class(tmp_path: Path, truth: Path) -> None:
+    found = labels(tmp_path / "p", **{name: np.zeros((20, 30), np.uint8) for name in "ab"}, c=np.full((20, 30), 9, np.uint8))
+    with pytest.raises(DataError, match=r"c\.png: holds the value 9"):
+        score(found, truth)
+
+
+def test_damaged_pictures(tmp_path: Path, truth: Path) -> None:
+    found = labels(tmp_path / "p", **{name: np.asarray(Image.open(truth / f"{name}.png")) % 3 for name in "abc"})
+    whole = (found / "b.png").read_bytes()
+    (found / "b.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"b\.png"):
+        score(found, truth)
+    (found / "b.png").write_text("this is no picture")
+    with pytest.raises(DataError, match=r"b\.png"):
+        score(found, truth)
+
+
+def test_empty_folder_and_nothing_at_all(tmp_path: Path, truth: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        score(tmp_path / "empty", truth)
+    with pytest.raises(DataError, match="absent"):
+        score(tmp_path / "absent", truth)
+    with pytest.raises(DataError, match="empty"):
+        score(truth, tmp_path / "empty")
+
+
+def test_object_ids_without_classes(tmp_path: Path) -> None:
+    data = make_blobs_dataset(tmp_path / "data", 2, 64, classes=2, kind="semantic")
+    evaluator = Evaluator(("background", "a", "b"), objects=True)
+    semantic = np.array([[0, 1, 2]])
+    with pytest.raises(DataError, match="object 3, but only 1"):
+        evaluator.add(
+            "x", Labelling(semantic, np.array([[0, 1, 3]]), np.array([1])), Labelling(semantic, semantic, np.array([1, 2]))
+        )
+    assert data.is_dir()
+
+
+def test_classes_are_aligned_by_name() -> None:
+    lookup, note = align_classes(("background", "nucleus"), ("background", "object"), "the network")
+    assert lookup.tolist() == [0, 1]
+    assert note is not None
+    assert "nucleus" in note
+    with pytest.raises(DataError, match="the names must agree"):
+        align_classes(("background", "a", "b"), ("background", "object"), "the network")
+
+
+def test_order_of_classes_in_a_predicted_folder(tmp_path: Path) -> None:
+    ids = np.array([[0, 1, 2, 2]], np.uint8)
+    t = labels(tmp_path / "t", a=ids)
+    (t / "classes.txt").write_text("ground\ncat\ndog\n")
+    p = labels(tmp_path / "p", a=np.array([[0, 2, 1, 1]], np.uint8))
+    (p / "classes.txt").write_text("ground\ndog\ncat\n")
+    assert score(p, t).summary["mean_iou"] == 1.0
+
+
+def test_multilabel_counts() -> None:
+    truth = np.zeros((2, 4, 4), np.float32)
+    truth[0, :2], truth[1, 1:3], truth[:, 3] = 1, 1, -1
+    found = np.zeros((2, 4, 4), bool)
+    found[0, :2], found[1, 1] = True, True
+    evaluator = Evaluator(("a", "b"), multilabel=True)
+    image = evaluator.add("x", Labelling(found), Labelling(truth))
+    evaluation = evaluator.finish("all")
+    assert [row["iou"] for row in evaluation.per_class] == [1.0, 0.5]
+    assert image.mean_iou == evaluation.summary["mean_iou"] == 0.75
+    assert evaluation.confusion is None
