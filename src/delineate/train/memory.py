@@ -70,17 +70,15 @@ def model_bytes(model: nn.Module, *, optimizer_slots: int, averaged: bool) -> in
 
 
 def step_memory(
-    forward: Callable[[int], Tensor], model: nn.Module, *, scale: float = 1.0, optimizer_slots: int = 2, averaged: bool = True
+    forward: Forward, model: nn.Module, *, scale: float = 1.0, optimizer_slots: int = 2, averaged: bool = True
 ) -> StepMemory:
-    """Measure the memory of training steps; `forward(batch)` returns the loss of a batch of that many pictures.
+    """Measure the memory of training steps; `forward()` returns the loss of one picture.
 
-    The activations of two pictures less those of one are what a picture takes; `scale` is the number of pixels that will be
-    trained on over the number of pixels measured. An allowance for workspaces is included.
+    `scale` is the number of pixels of a picture in training over the number in `forward`. An allowance for workspaces is
+    included.
     """
-    one, two = (saved_bytes(lambda count=count: forward(count), model) for count in (1, 2))
-    per_picture = max(1, two - one)
-    fixed = model_bytes(model, optimizer_slots=optimizer_slots, averaged=averaged) + max(0, one - per_picture)
-    return StepMemory(fixed=fixed + _WORKSPACE, per_picture=int(_SLACK * scale * per_picture))
+    fixed = _WORKSPACE + model_bytes(model, optimizer_slots=optimizer_slots, averaged=averaged)
+    return StepMemory(fixed=fixed, per_picture=max(1, int(_SLACK * scale * saved_bytes(forward, model))))
 
 
 def available_memory(device: torch.device) -> int:

@@ -208,10 +208,11 @@ def _choose_width(
         candidate = _with(config, model=config.model.model_copy(update={"options": options}))
         pace = pace_of(candidate)
         steps = int(60 * minutes * TRAINING_SHARE / pace.seconds(config.batch))
-        if chosen is not None and steps < ENOUGH_STEPS:
+        if chosen is None or steps >= ENOUGH_STEPS:
+            chosen = candidate, pace
+            why = f"a step takes {pace.seconds(config.batch):.2f} s, so about {steps} fit in {minutes:g} minutes"
+        if steps < ENOUGH_STEPS:  # a wider network is slower still
             break
-        chosen = candidate, pace
-        why = f"a step takes {pace.seconds(config.batch):.2f} s, so about {steps} fit in {minutes:g} minutes"
     assert chosen is not None
     return *chosen, {"model.options.width": why}
 

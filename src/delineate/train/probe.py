@@ -21,7 +21,7 @@ from delineate.losses import build_loss
 from delineate.train.build import build_model, conventions_of
 from delineate.train.memory import StepMemory, step_memory
 
-TIMED_STEPS = 2  # after one that warms up
+SLOW_STEP = 4.0  # seconds; one such step tells enough
 SMALL = 256  # memory is measured on patches of at most this side, because activations grow with the number of pixels
 
 
@@ -36,7 +36,7 @@ class StepProbe:
         self.autocast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
     def seconds(self, count: int) -> float:
-        """Seconds of one training step with `count` pictures: the median of a few, after one that warms up."""
+        """Seconds of one training step with `count` pictures: the mean of two, after one that warms up; fewer if they are slow."""
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         batch = self._batch(count, self.config.augment.patch)
 
@@ -46,15 +46,15 @@ class StepProbe:
             optimizer.step()
             self._synchronize()
 
-        _timed(step)
-        return statistics.median(_timed(step) for _ in range(TIMED_STEPS))
+        first = _timed(step)
+        return first if first > SLOW_STEP else (_timed(step) + _timed(step)) / 2
 
     def memory(self) -> StepMemory:
         """Memory of training steps."""
         height, width = self.config.augment.patch
         small = (height, width) if self.model.margin else (min(height, SMALL), min(width, SMALL))
         return step_memory(
-            lambda count: self._forward(self._batch(count, small)),
+            lambda: self._forward(self._batch(1, small)),
             self.model,
             scale=height * width / (small[0] * small[1]),
             optimizer_slots=1 if self.config.optimizer.name == "sgd" else 2,
