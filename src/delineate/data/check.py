@@ -292,10 +292,8 @@ def _check_classes(dataset: Dataset, totals: list[dict[str, int]]) -> list[Findi
         findings.append(Finding("warning", "class without examples", root, f"never seen: {', '.join(absent[:8])}{more}"))
     if "train" in dataset.splits:
         untrained = [n for n, t in zip(dataset.classes, totals, strict=True) if t["pictures"] and not t["train_pictures"]]
-        for name in untrained:
-            findings.append(
-                Finding("warning", "class not in train", root, f"'{name}' is in other splits alone; it cannot be learnt")
-            )
+        text = "'{}' is in other splits alone; it cannot be learnt"
+        findings += [Finding("warning", "class not in train", root, text.format(name)) for name in untrained]
     limit = RARE * sum(counts) if unit == "pixels" else max(counts) / IMBALANCE
     common = f"'{dataset.classes[counts.index(max(counts))]}' has {max(counts)}"
     rare = [(name, count) for name, count in zip(dataset.classes, counts, strict=True) if 0 < count < limit]

@@ -39,8 +39,8 @@ WRITERS: dict[str, Callable[[Dataset, Path, str | None], None]] = {
 def write_dataset(dataset: Dataset, out: str | Path, format: str) -> None:
     """Write a data set in another format into the new folder `out`: all of it or, where it fails, nothing.
 
-    `format` is as in `open_dataset`; png:semantic and voc:semantic write objects as their classes. `conversion_losses` tells what is
-    lost. Raises `ConfigError` where `out` is not empty, `DataError` naming a file that cannot be read.
+    `format` is as in `open_dataset`; png:semantic and voc:semantic write objects as their classes. `conversion_losses`
+    tells what is lost. Raises `ConfigError` where `out` is not empty, `DataError` naming a file that cannot be read.
     """
     name, variant = _target(dataset, format)
     out = Path(out)

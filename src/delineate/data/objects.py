@@ -30,8 +30,9 @@ def has_background(dataset: Dataset) -> bool:
 def record_objects(dataset: Dataset, record: Record) -> tuple[Instance, ...] | None:
     """Return the objects of a picture with their outlines; None where it has no truth.
 
-    Objects of an annotation file are returned as they are stored, those of an instance map as run-length codes. Of semantic data, all
-    pixels of a class are one object, and the pixels that do not count are one crowd region. Raises `DataError` naming the file.
+    Objects of an annotation file are returned as they are stored, those of an instance map as run-length codes. Of semantic
+    data, all pixels of a class are one object, and the pixels that do not count are one crowd region. Raises `DataError`
+    naming the file.
     """
     if record.instances is not None:
         return record.instances

@@ -16,8 +16,9 @@ from delineate.data.raster import decode_rle, segmentation_rle
 def mask_to_polygons(mask: Array) -> tuple[list[Polygon], list[Polygon]]:
     """Return the outlines of a mask: the outer one of each 8-connected piece, and those of the holes.
 
-    `mask` is `(H, W)` bool. A polygon is x0, y0, x1, y1, ... along pixel edges, (0, 0) being the outer corner of the first pixel, so that
-    COCO's rasteriser gives the very pixels back. Its points are the corners, its sides alternately horizontal and vertical.
+    `mask` is `(H, W)` bool. A polygon is x0, y0, x1, y1, ... along pixel edges, (0, 0) being the outer corner of the first
+    pixel, so that COCO's rasteriser gives the very pixels back. Its points are the corners, its sides alternately
+    horizontal and vertical.
 
     >>> mask_to_polygons(np.array([[0, 1, 1], [0, 0, 0]], bool))
     ([[1.0, 0.0, 3.0, 0.0, 3.0, 1.0, 1.0, 1.0]], [])
@@ -37,7 +38,7 @@ def mask_to_polygons(mask: Array) -> tuple[list[Polygon], list[Polygon]]:
 
 
 def polygons_to_mask(polygons: Sequence[Polygon], size: tuple[int, int]) -> Array:
-    """Return the `(H, W)` bool mask of the union of polygons, by COCO's rasteriser; raises `DataError` for odd or infinite numbers.
+    """Return the `(H, W)` bool mask of the union of polygons, by COCO's rasteriser; odd or infinite numbers are a `DataError`.
 
     >>> polygons_to_mask([[1, 0, 3, 0, 3, 1, 1, 1]], (2, 3)).astype(int).tolist()
     [[0, 1, 1], [0, 0, 0]]
@@ -48,8 +49,9 @@ def polygons_to_mask(polygons: Sequence[Polygon], size: tuple[int, int]) -> Arra
 def _trace(mask: Array) -> list[Array]:
     """Return the closed outlines of a mask as `(N, 2)` arrays of corners x, y.
 
-    A grid point is a corner where the pixels around it turn. Along a row of the grid, corners pair up as the ends of horizontal edges; along
-    a column, as those of vertical edges. A point where two pixels meet by their corners alone counts twice, once for each pixel's turn.
+    A grid point is a corner where the pixels around it turn. Along a row of the grid, corners pair up as the ends of
+    horizontal edges; along a column, as those of vertical edges. A point where two pixels meet by their corners alone
+    counts twice, once for each pixel's turn.
     """
     padded = np.pad(mask, 1)
     nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
@@ -62,8 +64,8 @@ def _trace(mask: Array) -> list[Array]:
     second[1:] = (xs[1:] == xs[:-1]) & (ys[1:] == ys[:-1])
 
     along_rows = np.arange(len(xs)).reshape(-1, 2)  # nonzero's order: the first copy of a crossing ends the edge on its left
-    # Pieces are 8-connected, so at a crossing the outline passes between the two empty pixels: where the north-west pixel is set,
-    # left joins down and up joins right, so the first copy takes the lower edge; else left joins up, and it takes the upper one.
+    # Pieces are 8-connected, so that at a crossing the outline keeps the two set pixels together: where the north-west one
+    # is set, left joins down and up joins right, so the first copy takes the lower edge; else the first takes the upper one.
     doubled = crossing[ys, xs]
     lower = np.where(falling, ~second, second) & doubled
     order = np.lexsort((lower, ys, xs))

@@ -18,9 +18,10 @@ from delineate.report.overlay import draw_instances, draw_semantic, draw_skeleto
 
 
 def preview_dataset(dataset: Dataset, out: str | Path, count: int = 16) -> list[Path]:
-    """Write up to `count` PNGs into the folder `out`, each a picture beside itself with its truth drawn over it; return their paths.
+    """Write up to `count` PNGs into the folder `out`, each a picture beside itself with its truth drawn; return their paths.
 
-    The pictures are evenly spread over all that have a truth. Raises `DataError` where there are none or a file cannot be read.
+    The pictures are evenly spread over all that have a truth. Raises `DataError` where there are none or a file cannot be
+    read.
     """
     records = [record for record in dataset.records if record.label_map is not None or record.instances is not None]
     if not records:
@@ -53,4 +54,4 @@ def _panel(dataset: Dataset, record: Record) -> Tensor:
     drawn = draw_instances(sample.image, masks=sample.masks, boxes=boxes, labels=sample.labels, names=dataset.classes)
     if sample.keypoints is not None and dataset.keypoints is not None:
         drawn = draw_skeletons(drawn, sample.keypoints, edges=dataset.keypoints.edges, visibility=sample.visibility)
-    return side_by_side([sample.image, drawn], [record.name, f"{len(sample.labels)} objects"])
+    return side_by_side([sample.image, drawn], [record.name, f"{len(sample.labels)} object{"s" * (len(sample.labels) != 1)}"])

@@ -273,7 +273,7 @@ def _read_object(
 
 
 def _image_folder(file: Path, names: list[str]) -> tuple[Path, list[str]]:
-    """Return the folder that the file names are relative to: the first of the usual places where one of the first images lies."""
+    """Return the folder that the file names are relative to: the first of the usual places that has one of the images."""
     beside, above = file.parent, file.parent.parent
     words = file.stem.split("_")
     # instances_val2014_100 may lie with val2014_100/ or val2014/, person_keypoints_val2017 with val2017/

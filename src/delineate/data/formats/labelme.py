@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from delineate.data.dataset import Dataset, Instance, Polygon, Record
-from delineate.data.decode import Array, image_size
+from delineate.data.decode import Array, image_size, images_in
 from delineate.data.formats.classes import IGNORED_NAMES
 from delineate.data.formats.names import shortest_names
 from delineate.data.formats.pairing import read_folder_name
@@ -61,10 +61,9 @@ def read_labelme(path: Path, variant: str | None, problems: Problems) -> Dataset
     notes = (f"{passed_over} points and lines passed over: only outlines are read",) if passed_over else ()
     splits: dict[str, list[Record]] = defaultdict(list)
     for file, content in contents.items():
-        folders = file.relative_to(root).parts[:-1]
-        split = next((s for s in (read_folder_name(f)[1] for f in folders) if s), "all")
-        splits[split].append(_record(root, file, content, classes, problems))
-    order = [s for s in ("train", "val", "test", "all") if s in splits]
+        splits[_split_of(root, file)].append(_record(root, file, content, classes, problems))
+    _add_unlabelled(root, files, splits)
+    order = [s for s in ("train", "val", "test", "all", "unlabelled") if s in splits]
     names = iter(shortest_names([tuple(r.name.split("/")) for s in order for r in splits[s]]))
     named = {s: tuple(replace(r, name=next(names)) for r in splits[s]) for s in order}
     return Dataset(root, "labelme", "instance", classes, named, notes=notes)
@@ -114,6 +113,23 @@ def _classes(root: Path, contents: dict[Path, dict[str, Any]]) -> tuple[str, ...
     names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines()] if listed.is_file() else []
     names += sorted(used - set(names))
     return tuple(name for name in names if name and name.lower() not in IGNORED_NAMES | BACKGROUND_NAMES)
+
+
+def _split_of(root: Path, file: Path) -> str:
+    folders = file.relative_to(root).parts[:-1]
+    return next((split for split in (read_folder_name(folder)[1] for folder in folders) if split), "all")
+
+
+def _add_unlabelled(root: Path, files: list[Path], splits: dict[str, list[Record]]) -> None:
+    """Add images without a JSON: to their split if none of it has one, else to "unlabelled"."""
+    known = {record.image for records in splits.values() for record in records} | {file.with_suffix("") for file in files}
+    labelled = set(splits)
+    for folder in sorted({file.parent for file in files} | {p for p in root.iterdir() if p.is_dir()}):
+        for image in images_in(folder):
+            if image not in known and image.with_suffix("") not in known:
+                split = _split_of(root, image)
+                name = image.relative_to(root).with_suffix("").as_posix()
+                splits["unlabelled" if split in labelled else split].append(Record(name, image))
 
 
 def _record(root: Path, file: Path, content: dict[str, Any], classes: tuple[str, ...], problems: Problems) -> Record:

@@ -211,8 +211,10 @@ def _inside(root: Path, path: Path) -> str:
 
 
 def write_png(dataset: Dataset, out: Path, variant: str | None) -> None:
-    """Write `images/` and `masks/` (class ids, palette PNG) in `SPLIT/`; for objects `instances/` (16-bit ids), and `masks/` only if
-    there are several classes. `classes.txt` names the classes. As png:semantic objects are written as their classes.
+    """Write `images/` and `masks/` (class ids, palette PNG) in `SPLIT/`, and `classes.txt`.
+
+    For objects `instances/` holds 16-bit ids, and `masks/` is there only if there are several classes. As png:semantic
+    objects are written as their classes.
     """
     with_objects = dataset.kind != "semantic" and variant != "semantic"
     with_classes = not with_objects or len(dataset.classes) > 1

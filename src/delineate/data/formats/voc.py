@@ -31,9 +31,10 @@ def is_voc_folder(folder: Path) -> bool:
 
 
 def read_voc(path: Path, variant: str | None, problems: Problems) -> Dataset:
-    """Read a folder with `JPEGImages/`: classes from `SegmentationClass/`; as voc:instance objects from `SegmentationObject/` with
-    their classes; as voc:boxes, or where there is neither, boxes from `Annotations/`. 255 is not counted. The classes are
-    those of a `labelmap.txt`, else VOC's twenty.
+    """Read a folder with `JPEGImages/` and the classes in `SegmentationClass/`; 255 is not counted.
+
+    As voc:instance the objects in `SegmentationObject/` are read with their classes; as voc:boxes, or where there are no
+    label pictures, the boxes in `Annotations/`. The classes are those of a `labelmap.txt`, else VOC's twenty.
     """
     if not is_voc_folder(path):
         raise DataError(f"{path}: is not a VOC folder; expected JPEGImages/ with SegmentationClass/ or Annotations/")

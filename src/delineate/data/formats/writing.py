@@ -13,6 +13,7 @@ from PIL import Image
 from delineate.data.dataset import Dataset, Record
 from delineate.data.decode import Array, page_count, read_pixels
 from delineate.data.formats.names import flat_names
+from delineate.errors import DataError
 from delineate.files import atomic_path
 
 Palette = tuple[tuple[int, int, int], ...]
@@ -41,10 +42,11 @@ def copy_image(record: Record, folder: Path, stem: str) -> Path:
 
 
 def write_labels(path: Path, labels: Array, palette: Palette | None = None) -> None:
-    """Write a `(H, W)` label picture as PNG: 8 bit, with colours to look at if there is a palette, or 16 bit where ids exceed 255."""
-    if labels.max(initial=0) > 65535:
-        raise ValueError(f"{path}: {labels.max()} ids do not fit 16 bits")
-    picture = Image.fromarray(labels.astype(np.uint8 if labels.max(initial=0) <= 255 and palette else np.uint16))
+    """Write a `(H, W)` label picture as PNG: 8 bit for bytes and with a palette, else 16 bit."""
+    depth = np.uint8 if palette or labels.dtype == np.uint8 else np.uint16
+    if (most := labels.max(initial=0)) > np.iinfo(depth).max:
+        raise DataError(f"{path}: would hold {most} ids, more than a label picture can; convert to coco")
+    picture = Image.fromarray(labels.astype(depth))
     if palette:
         picture.putpalette([value for colour in palette for value in colour])
     with atomic_path(path) as temporary:

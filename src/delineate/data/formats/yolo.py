@@ -14,6 +14,7 @@ from delineate.data.formats.coco import flip_pairs
 from delineate.data.formats.names import shortest_names
 from delineate.data.formats.problems import Problems
 from delineate.data.formats.writing import copy_image, named_records
+from delineate.data.geometry import polygon_area
 from delineate.data.load import instance_box, instance_mask
 from delineate.data.objects import object_classes, record_objects
 from delineate.data.outlines import mask_to_polygons
@@ -69,8 +70,9 @@ def read_yolo(path: Path, variant: str | None, problems: Problems) -> Dataset:
 def write_yolo(dataset: Dataset, out: Path, variant: str | None) -> None:
     """Write `data.yaml`, `images/SPLIT/` and `labels/SPLIT/`: a line an object, polygons along pixel edges without their holes.
 
-    An object in several pieces becomes one line a piece, larger objects come first, and crowd regions are left out; data with keypoints
-    become poses: box and keypoints. A data set without splits is written as "train", which is also its "val", for trainers need both.
+    An object in several pieces becomes one line a piece, and crowd regions are left out; data
+    with keypoints become poses: box and keypoints. A data set without splits is written as "train", which is also its
+    "val", for trainers need both.
     """
     classes = object_classes(dataset)
     for split, record, stem in named_records(dataset):
@@ -80,7 +82,10 @@ def write_yolo(dataset: Dataset, out: Path, variant: str | None) -> None:
         if objects is None:
             continue
         size = image_size(image)
-        lines = _pose_lines(dataset, record, objects, size) if dataset.kind == "keypoint" else _lines(record, objects, size)
+        if dataset.kind == "keypoint":
+            lines = _pose_lines(dataset, record, objects, size)
+        else:  # a hole of a class region is filled, so what lies in it has to be painted later
+            lines = _lines(objects, size, record, largest_first=dataset.kind == "semantic")
         write_text(out / "labels" / folder / f"{stem}.txt", "".join(f"{line}\n" for line in lines))
     written = ["train" if split == "all" else split for split in dataset.splits]
     content: dict[str, Any] = {split: f"images/{split}" for split in written}
@@ -138,7 +143,7 @@ def _entries(value: Any) -> list[str]:
 
 
 def _images(file: Path, root: Path, entry: str, notes: list[str]) -> list[Path]:
-    """Return the images of a folder, a glob, or a text file that lists them; "../x" is also looked for as "x", as exports need it."""
+    """Return the images of a folder, a glob, or a list in a text file; "../x" is also looked for as "x", as exports need it."""
     candidates = [root / entry, file.parent / entry, file.parent / entry.removeprefix("../")]
     found = next((c for c in candidates if c.exists()), None)
     if found is None:
@@ -232,23 +237,23 @@ def _named_apart(splits: dict[str, tuple[Record, ...]]) -> dict[str, tuple[Recor
     return {split: tuple(replace(r, name=next(names)) for r in records) for split, records in splits.items()}
 
 
-def _lines(record: Record, objects: tuple[Instance, ...], size: tuple[int, int]) -> list[str]:
-    """Return the lines of a picture, largest object first, so that what is painted later lies on top."""
+def _lines(objects: tuple[Instance, ...], size: tuple[int, int], record: Record, largest_first: bool) -> list[str]:
     height, width = size
-    lines: list[tuple[float, str]] = []
+    sized: list[tuple[float, str]] = []
     for instance in objects:
         if instance.crowd:
             continue
         if instance.segmentation is None:
             x0, y0, x1, y1 = instance_box(instance, None, size, record)
             box = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
-            lines.append(((x1 - x0) * (y1 - y0), _text(instance.label, box)))
+            sized.append(((x1 - x0) * (y1 - y0), _text(instance.label, box)))
             continue
-        mask = instance_mask(instance, size, record)
-        for polygon in mask_to_polygons(mask)[0]:
+        for polygon in mask_to_polygons(instance_mask(instance, size, record))[0]:
             shares = [v / (height if i % 2 else width) for i, v in enumerate(polygon)]
-            lines.append((float(mask.sum()), _text(instance.label, shares)))
-    return [line for _, line in sorted(lines, key=lambda item: -item[0])]
+            sized.append((polygon_area(polygon), _text(instance.label, shares)))
+    if largest_first:
+        sized.sort(key=lambda item: -item[0])
+    return [line for _, line in sized]
 
 
 def _pose_lines(dataset: Dataset, record: Record, objects: tuple[Instance, ...], size: tuple[int, int]) -> list[str]:
