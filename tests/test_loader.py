@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -233,6 +236,36 @@ def test_broken_file_is_named_in_one_line(tmp_path: Path, workers: int) -> None:
     assert str(broken) in message
     assert "\n" not in message
     assert "decode" in str(caught.value.__cause__)  # the traceback of where it happened
+
+
+SCRIPT = """
+import sys, time
+from delineate.config import build_config
+from delineate.data import make_loader, open_dataset
+from delineate.weights.conventions import Conventions
+
+if __name__ == "__main__":
+    dataset = open_dataset(sys.argv[1])
+    config = build_config({"data": {"path": sys.argv[1]}, "augment": {"patch": [32, 32]}, "steps_per_epoch": 10**6})
+    for _ in make_loader(dataset, dataset.records, config, Conventions(), train=True):
+        print("running", flush=True)
+        time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_process(tmp_path: Path) -> None:
+    root = make_blobs_dataset(tmp_path / "data", 4, 48)
+    script = tmp_path / "read.py"
+    script.write_text(SCRIPT)
+    with subprocess.Popen([sys.executable, script, root], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"running\n"
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert len(workers) >= 2
+        process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
