@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -83,7 +85,7 @@ def train(
     folder = RunFolder(Path(out))
     folder.check(config, resume=resume)
     job = Job(config, folder, resume, quiet, None if plan is None else plan.to_json(), model, dataset)
-    launch(config, _run, job)
+    launch(config, partial(_run, job=job))
     return _finish(job)
 
 
@@ -104,7 +106,7 @@ class Run:
         self.loss = build_loss(config.loss, self.conventions, len(self.classes))
         resumed = job.resume and job.folder.state.exists()
         notes = list(dataset.notes)
-        self.model = job.model
+        self.model = copy.deepcopy(job.model) if fabric.world_size > 1 else job.model  # processes would share its memory
         if self.model is None:
             self.model, start = build_model(config, len(self.classes), fresh=not resumed)
             notes += start

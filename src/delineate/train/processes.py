@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -22,6 +23,12 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from delineate.config import TrainConfig
 from delineate.devices import pick_device, pick_precision
 from delineate.errors import ConfigError, DelineateError
+
+# What the libraries announce about themselves is not for our users; their warnings and errors are. Here and not in a function,
+# because Fabric speaks in a new process before it calls us.
+for _name in ("lightning_fabric", "lightning.fabric", "lightning_utilities.core.rank_zero"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # our names, Fabric's
 
@@ -52,28 +59,27 @@ class Stop:
         self.requested = True
 
 
-Job = Callable[..., None]
-"""A function (fabric, stop, *arguments) that every process of a run calls; raises KeyboardInterrupt after a stop."""
+Job = Callable[[Fabric, Stop], None]
+"""What every process of a run calls, a function that can be pickled; raises KeyboardInterrupt after a stop."""
 
 
-def launch(config: TrainConfig, job: Job, *arguments: Any) -> None:
-    """Call `job(fabric, stop, *arguments)` in every process of the run, and return when all are done.
+def launch(config: TrainConfig, job: Job) -> None:
+    """Call `job(fabric, stop)` in every process of the run, and return when all are done.
 
     Under torchrun this process is one of them; with `config.devices` > 1 they are started here, else there is only this one.
     An error in one process ends all, and is raised once. Raises KeyboardInterrupt after Ctrl-C or SIGTERM.
     """
-    _quieten()
     fabric = make_fabric(config)
     if TorchElasticEnvironment.detect():
         fabric.launch()
         with Stop(signal.SIGINT, signal.SIGTERM, impatient=False) as stop, _first_error_only(fabric):
-            job(fabric, stop, *arguments)
+            job(fabric, stop)
     elif config.devices > 1:
-        _spawn(fabric, job, *arguments)
+        _spawn(fabric, job)
     else:
         fabric.launch()
         with Stop(signal.SIGINT, signal.SIGTERM, impatient=True) as stop:
-            job(fabric, stop, *arguments)
+            job(fabric, stop)
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -112,13 +118,13 @@ def first_process() -> bool:
     return not TorchElasticEnvironment.detect() or os.environ["RANK"] == "0"
 
 
-def _spawn(fabric: Fabric, job: Job, *arguments: Any) -> None:
+def _spawn(fabric: Fabric, job: Job) -> None:
     """Run the job in processes of our own: pass signals on to them, and raise what ended them."""
     errors = multiprocessing.get_context("spawn").SimpleQueue()
     stop = _Forward()
     try:
         with stop:
-            interrupted = fabric.launch(cast("Any", _child), errors, job, *arguments)
+            interrupted = fabric.launch(partial(_child, errors=errors, job=job))
     except (ProcessRaisedException, ProcessExitedException) as error:
         if stop.requested:
             raise KeyboardInterrupt from error
@@ -133,12 +139,11 @@ def _spawn(fabric: Fabric, job: Job, *arguments: Any) -> None:
         raise KeyboardInterrupt
 
 
-def _child(fabric: Fabric, errors: Any, job: Job, *arguments: Any) -> bool:
+def _child(fabric: Fabric, *, errors: Any, job: Job) -> bool:
     """Run the job in a process that `_spawn` started; returns whether it was interrupted."""
-    _quieten()
     with Stop(signal.SIGINT, impatient=False) as stop:  # SIGTERM comes when another process has failed: end at once
         try:
-            job(fabric, stop, *arguments)
+            job(fabric, stop)
         except KeyboardInterrupt:
             return True
         except DelineateError as error:
@@ -179,10 +184,3 @@ def _first_error_only(fabric: Fabric) -> Iterator[None]:
         if failed_before:
             sys.exit(1)
         raise
-
-
-def _quieten() -> None:
-    """Silence what the libraries announce about themselves; their warnings and errors stay."""
-    for name in ("lightning_fabric", "lightning.fabric", "lightning_utilities.core.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
