@@ -310,7 +310,7 @@ def test_threads_are_given_back(dataset: Dataset) -> None:
 # ---------------------------------------------------------------- real data
 
 
-@pytest.mark.parametrize("name", ["isbi2012_em", "dsb2018_nuclei", "camvid"])
+@pytest.mark.parametrize("name", ["isbi2012_em", "dsb2018_nuclei", "chase_db1"])
 def test_real_data(real_data: Path, name: str) -> None:
     dataset = open_dataset(real_data / name)
     settings = {"steps_per_epoch": 2, "augment": {**AUGMENT, "patch": [128, 160]}}
