@@ -163,6 +163,8 @@ def test_conventions_for_absent_classes() -> None:
     np.testing.assert_array_equal(matrix.iou(absent=0, presence="gt"), [1, 0.5, 0, 0])
     np.testing.assert_array_equal(matrix.iou(absent=1), [1, 0.5, 0, 1])
     assert matrix.mean_iou() == 0.5  # Cityscapes, MMSegmentation
+    theirs = MulticlassJaccardIndex(num_classes=4)(torch.tensor([0, 0, 0, 0, 1, 1, 2, 2]), torch.from_numpy(truth))
+    assert matrix.mean_iou() == theirs
     assert matrix.mean_iou(presence="gt") == 0.75  # Detectron2
     assert matrix.mean_iou(absent=0) == 0.375  # HRNet
     assert matrix.mean_iou(absent=1) == 0.625

@@ -167,7 +167,7 @@ def test_pictures_without_objects() -> None:
     nothing, one = np.zeros((4, 4), np.int64), np.ones((4, 4), np.int64)
     quiet, alarm, missed = (object_scores([p], [t]) for p, t in [(nothing, nothing), (one, nothing), (nothing, one)])
     assert np.isnan(quiet.average_precision()).all()
-    assert (quiet.average_precision(absent=1) == 1).all()  # as Kaggle counts it
+    assert (quiet.average_precision(absent=1) == 1).all()  # nothing was missed
     assert (quiet.average_precision(absent=0) == 0).all()  # as StarDist's matching counts it
     for scores in (alarm, missed):
         assert (scores.average_precision() == 0).all()

@@ -49,10 +49,10 @@ def _as_sets(values: Tensor, per_image: bool) -> Tensor:
 def _slopes(errors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """Derivative of one set's loss by each of its errors (N,): how 1 - IoU grows as pixels turn wrong, worst first (Alg. 1)."""
     order = torch.where(valid, errors, -1.0).argsort(descending=True)  # what is not counted comes last
-    truth, valid = truth[order], valid[order]
+    truth = truth[order]
     total = truth.sum()
     intersection = total - truth.cumsum(0)  # int64: exact for any number of pixels
-    union = total + (valid & ~truth).cumsum(0)
+    union = total + truth.logical_not().cumsum(0)
     jaccard = 1.0 - intersection.to(errors.dtype) / union.clamp_min(1).to(errors.dtype)
     growth = jaccard.diff(prepend=jaccard.new_zeros(1))
     return torch.zeros_like(errors).scatter_(0, order, growth)
