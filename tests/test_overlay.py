@@ -209,6 +209,14 @@ def test_side_by_side_scales_to_one_height() -> None:
         side_by_side([])
 
 
+def test_wide_pictures_stand_in_two_rows() -> None:
+    wide = [gradient(256, 600)] * 4
+    assert side_by_side(wide).shape == (3, 2 * 256 + 4, 2 * 600 + 4)
+    assert side_by_side(wide, columns=4).shape == (3, 256, 4 * 600 + 3 * 4)
+    assert side_by_side(wide[:3]).shape == (3, 256, 3 * 600 + 2 * 4)
+    assert torch.equal(side_by_side(wide)[:, 260:, :600], wide[0])
+
+
 def test_wrong_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"semantic of shape \(4, 4\)"):
         draw_semantic(gradient(), torch.zeros(4, 4))

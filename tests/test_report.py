@@ -161,7 +161,7 @@ def test_numbers_of_the_files_are_on_the_page(whole: Path) -> None:
         for key in ("iou", "dice", "precision", "recall"):
             assert f"{row[key]:.3f}" in text
     assert "0.790 to 0.860" in text
-    assert "Objects: F1 at IoU 0.50 0.920 0.880 to 0.940" in text
+    assert "Object F1, IoU 0.5 0.920 0.880 to 0.940" in text
     assert "mean matched IoU at IoU 0.50 0.870" in text
     assert "0.905" not in text
     assert "dirt &amp; &lt;dust&gt;" in text
@@ -298,6 +298,13 @@ def test_svg_follows_the_page() -> None:
     assert "<style" not in svg
     assert svg == to_svg(figure)  # the same figure gives the same text
     assert plot_losses({"epoch": [1], "train/loss": [math.nan]}) is None
+
+
+def test_early_peaks_do_not_flatten_the_losses() -> None:
+    figure = plot_losses({"epoch": list(range(10)), "train/loss": [1.0] * 10, "val/loss": [40.0] + [1.0] * 9})
+    assert figure is not None
+    assert figure.axes[0].get_ylim()[1] < 3
+    assert "40 cut off" in figure.axes[0].get_title(loc="left")
 
 
 def test_confusion_plot_is_normalised_by_truth() -> None:

@@ -49,11 +49,12 @@ def _environment() -> Environment:
 def _context(files: RunFiles) -> dict[str, Any]:
     evaluation = files.evaluation
     classes = [str(name) for name in evaluation.get("classes") or [row["name"] for row in evaluation.get("per_class") or []]]
+    title, subtitle = _heading(files)
     return {
-        "name": files.folder.resolve().name,
+        "name": title,
         "version": delineate.__version__,
         "written": datetime.now().strftime("%d %B %Y, %H:%M"),
-        "subtitle": _subtitle(files),
+        "subtitle": subtitle,
         "missing": files.missing,
         "notes": evaluation.get("notes") or [],
         "headline": _headline(evaluation),
@@ -74,11 +75,13 @@ def _context(files: RunFiles) -> dict[str, Any]:
     }
 
 
-def _subtitle(files: RunFiles) -> str:
+def _heading(files: RunFiles) -> tuple[str, str]:
+    """What the page is about, and a line below it: the folder, and how long the training was."""
+    name = files.folder.resolve().name
     model, data = files.config.get("model") or {}, files.config.get("data") or {}
-    parts = [str(model.get("name", "")), f"on {Path(str(data['path'])).name}" if data.get("path") else ""]
-    epochs = f"{files.epochs} {'epoch' if files.epochs == 1 else 'epochs'}" if files.epochs else ""
-    return " · ".join(part for part in (" ".join(p for p in parts if p), epochs) if part)
+    title = f"{model['name']} on {Path(str(data['path'])).name}" if model.get("name") and data.get("path") else name
+    epochs = f"{files.epochs} {'epoch' if files.epochs == 1 else 'epochs'}" if files.epochs else "no finished epoch"
+    return title, f"{files.folder} · {epochs}"
 
 
 def _headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
@@ -89,7 +92,7 @@ def _headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     if len(classes) == 2:  # one class against the background: its own IoU says more than the mean
         wanted.insert(0, (f"iou/{classes[1]}", f"IoU of {classes[1]}"))
     cards = [(key, title, summary[key]) for key, title in wanted if key in summary]
-    of_objects = [("f1_50", "Objects: F1 at IoU 0.50"), ("ap", "Objects: mean AP")]
+    of_objects = [("f1_50", "Object F1, IoU 0.5"), ("ap", "Object mean AP")]
     cards += [(f"objects/{key}", title, objects[key]) for key, title in of_objects if key in objects]
     several = len(evaluation.get("images") or []) > 1  # an interval over one picture would say nothing
     intervals = (evaluation.get("intervals") or {}) if several else {}

@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
 from delineate.data.sample import IGNORE
-from delineate.report.palette import IGNORED, Color, palette
+from delineate.report.canvas import (
+    PAPER,
+    as_labels,
+    blend,
+    check_size,
+    font_file,
+    font_of,
+    hatch,
+    inner_edges,
+    line_width,
+    plane,
+    resize,
+    to_display,
+    write_line,
+)
+from delineate.report.palette import Color, palette
 
 __all__ = ["draw_errors", "draw_instances", "draw_semantic", "draw_skeletons", "palette", "side_by_side", "to_display"]
 
 _MISSED: Color = (86, 180, 233)  # blue: in the truth, not found
 _INVENTED: Color = (230, 159, 0)  # orange: found, not in the truth
 _CONFUSED: Color = (204, 121, 167)  # purple: found as another class
-_INK: Color = (240, 240, 240)
-_PAPER = torch.tensor([24, 25, 28], dtype=torch.uint8)[:, None, None]  # behind captions: looks right on light and dark pages
-
-
-def to_display(image: Tensor | np.ndarray) -> Tensor:
-    """Return a picture (C, H, W) of 1 or 3 channels and any dtype as (3, H, W) uint8 for the eye.
-
-    8-bit colour stays as it is. Grey pictures (one channel, or three equal ones), 16-bit and float pictures are stretched: the
-    0.5 and 99.5 percentiles of the finite values become black and white. A constant picture becomes grey; NaN becomes black.
-    """
-    picture = torch.as_tensor(image).detach().cpu()
-    if picture.ndim != 3 or picture.shape[0] not in (1, 3):
-        raise ValueError(f"picture of shape {tuple(picture.shape)}: expected (C, H, W) with 1 or 3 channels")
-    is_grey = picture.shape[0] == 1 or bool((picture == picture[:1]).all())
-    if picture.dtype == torch.uint8 and not is_grey:
-        return picture.as_subclass(Tensor).clone()
-    return _stretch(picture[:1] if is_grey else picture).expand(3, -1, -1).contiguous()
 
 
 def draw_semantic(
@@ -56,17 +51,17 @@ def draw_semantic(
     Pixels of `background` keep the picture; pixels of `ignore_index` are hatched in grey. `outlines` draws the edges of regions
     in full colour. With `classes` a legend names the classes that occur. `colors` replaces `palette`.
     """
-    canvas, ids = to_display(image), _labels(semantic)
-    _check_size(canvas, ids, "semantic")
+    canvas, ids = to_display(image), as_labels(semantic)
+    check_size(canvas, ids, "semantic")
     ignored = ids == ignore_index
     present = [int(i) for i in ids[~ignored].unique() if int(i) != background]
     table = _color_table(colors, max(present, default=0) + 1)
     tinted = ~ignored if background is None else ~ignored & (ids != background)
-    _blend(canvas, tinted, table[ids.where(tinted, 0)].permute(2, 0, 1), alpha)
+    blend(canvas, tinted, table[ids.where(tinted, 0)].permute(2, 0, 1), alpha)
     if outlines:
-        edge = _inner_edges(ids, _line_width(canvas)) & tinted
-        _blend(canvas, edge, table[ids.where(edge, 0)].permute(2, 0, 1), 1.0)
-    _hatch(canvas, ignored)
+        edge = inner_edges(ids, line_width(canvas)) & tinted
+        blend(canvas, edge, table[ids.where(edge, 0)].permute(2, 0, 1), 1.0)
+    hatch(canvas, ignored)
     if classes is not None:
         names = [classes[i] if i < len(classes) else str(i) for i in present]
         _draw_legend(canvas, [(name, _as_color(table[i])) for name, i in zip(names, present, strict=True)])
@@ -97,7 +92,7 @@ def draw_instances(
     label_of = None if labels is None else [int(label) for label in labels]
     owners = label_of if color_by_class and label_of is not None else None
     if instance_map is not None:
-        _tint_map(canvas, _labels(instance_map), owners, alpha, outlines)
+        _tint_map(canvas, as_labels(instance_map), owners, alpha, outlines)
     for index, mask in enumerate(() if masks is None else masks):
         _tint_mask(canvas, torch.as_tensor(mask).bool().cpu(), _object_color(index, owners), alpha, outlines)
     if boxes is not None and len(boxes):
@@ -145,67 +140,66 @@ def draw_errors(
     Pixels that the truth ignores are hatched.
     """
     canvas = to_display(image) // 2 + 32
-    found, wanted = _labels(prediction), _labels(truth)
-    _check_size(canvas, found, "prediction")
-    _check_size(canvas, wanted, "truth")
+    found, wanted = as_labels(prediction), as_labels(truth)
+    check_size(canvas, found, "prediction")
+    check_size(canvas, wanted, "truth")
     ignored = wanted == ignore_index
     wrong = (found != wanted) & ~ignored
     missed, invented = wrong & (found == background), wrong & (wanted == background)
     for where, color in ((missed, _MISSED), (invented, _INVENTED), (wrong & ~missed & ~invented, _CONFUSED)):
-        _blend(canvas, where, _plane(color), 0.9)
-    _hatch(canvas, ignored)
+        blend(canvas, where, plane(color), 0.9)
+    hatch(canvas, ignored)
     return canvas
 
 
-def side_by_side(panels: Sequence[Tensor | np.ndarray], captions: Sequence[str] = (), *, height: int | None = None) -> Tensor:
+def side_by_side(
+    panels: Sequence[Tensor | np.ndarray],
+    captions: Sequence[str] = (),
+    *,
+    height: int | None = None,
+    columns: int | None = None,
+) -> Tensor:
     """Put pictures in a row, each under its caption; returns (3, H, W) uint8.
 
     All are resized to `height` pixels (by default that of the highest; small ones are enlarged to 256, so that captions can be
-    read). A caption that is too wide for its picture is shortened.
+    read). Four or more wide pictures are laid out in two rows, unless `columns` says how many stand in one. A caption that is
+    too wide for its picture is shortened.
     """
     shown = [to_display(panel) for panel in panels]
     if not shown:
         raise ValueError("side_by_side needs at least one picture")
     height = height or max(256, *(panel.shape[1] for panel in shown))
-    resized = [_resize(panel, height) for panel in shown]
+    resized = [resize(panel, height) for panel in shown]
+    wide = len(shown) >= 4 and all(panel.shape[2] >= 1.6 * height for panel in resized)
+    columns = columns or (-(-len(shown) // 2) if wide else len(shown))
     gap = max(4, height // 64)
-    size = max(13, height // 24)
-    strip = round(1.6 * size) if captions else 0
-    width = sum(panel.shape[2] for panel in resized) + gap * (len(resized) - 1)
-    canvas = _PAPER.expand(3, strip + height, width).clone()
-    left = 0
-    for index, panel in enumerate(resized):
-        canvas[:, strip:, left : left + panel.shape[2]] = panel
-        if index < len(captions):
-            _write(canvas, captions[index], left + size // 3, round(0.15 * size), panel.shape[2] - size // 3, size)
-        left += panel.shape[2] + gap
+    cells = [_with_caption(panel, captions[i] if i < len(captions) else "", bool(captions)) for i, panel in enumerate(resized)]
+    return _stack([_stack(cells[i : i + columns], gap, dim=2) for i in range(0, len(cells), columns)], gap, dim=1)
+
+
+def _with_caption(panel: Tensor, caption: str, has_strip: bool) -> Tensor:
+    """The picture below a strip with its caption."""
+    size = max(13, panel.shape[1] // 24)
+    strip = round(1.6 * size) if has_strip else 0
+    cell = PAPER.expand(3, strip + panel.shape[1], panel.shape[2]).clone()
+    cell[:, strip:] = panel
+    if caption:
+        write_line(cell, caption, size // 3, round(0.15 * size), panel.shape[2] - size // 3, size)
+    return cell
+
+
+def _stack(parts: Sequence[Tensor], gap: int, dim: int) -> Tensor:
+    """Pictures in a row (dim 2) or a column (dim 1), `gap` pixels apart, on paper where one is smaller than the others."""
+    across = 3 - dim
+    extent = max(part.shape[across] for part in parts)
+    shape = [3, extent, extent]
+    shape[dim] = sum(part.shape[dim] for part in parts) + gap * (len(parts) - 1)
+    canvas = PAPER.expand(*shape).clone()
+    start = 0
+    for part in parts:
+        canvas.narrow(dim, start, part.shape[dim]).narrow(across, 0, part.shape[across]).copy_(part)
+        start += part.shape[dim] + gap
     return canvas
-
-
-def _stretch(picture: Tensor) -> Tensor:
-    """Percentile stretch to (C, H, W) uint8, over all channels together so that colours keep their balance."""
-    values = picture.as_subclass(Tensor).double() if picture.dtype == torch.float64 else picture.as_subclass(Tensor).float()
-    finite = values[values.isfinite()].flatten().numpy()
-    if not finite.size:
-        return torch.zeros_like(values, dtype=torch.uint8)
-    low, high = np.percentile(finite, (0.5, 99.5))
-    if high <= low:  # a few bright pixels on a flat ground are still a picture
-        low, high = finite.min(), finite.max()
-    if high <= low:
-        return torch.full_like(values, 128, dtype=torch.uint8)
-    scaled = (values.nan_to_num(float(low)) - float(low)) / float(high - low)
-    return (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def _labels(ids: Tensor | np.ndarray) -> Tensor:
-    """Ids (H, W) or (1, H, W) of any integer dtype as int64; through NumPy, because torch has few operations on uint16."""
-    array = np.asarray(ids.detach().cpu().numpy() if isinstance(ids, Tensor) else ids).astype(np.int64)
-    return torch.from_numpy(array[0] if array.ndim == 3 and array.shape[0] == 1 else array)
-
-
-def _check_size(canvas: Tensor, ids: Tensor, what: str) -> None:
-    if ids.shape != canvas.shape[1:]:
-        raise ValueError(f"{what} of shape {tuple(ids.shape)} does not fit a picture of {tuple(canvas.shape[1:])}")
 
 
 def _color_table(colors: Sequence[Color] | None, count: int) -> Tensor:
@@ -222,65 +216,29 @@ def _as_color(row: Tensor) -> Color:
     return (int(row[0]), int(row[1]), int(row[2]))
 
 
-def _plane(color: Color) -> Tensor:
-    return torch.tensor(color, dtype=torch.uint8)[:, None, None]  # (3, 1, 1)
-
-
-def _line_width(canvas: Tensor) -> int:
-    return max(1, round(min(canvas.shape[1:]) / 350))
-
-
-def _blend(canvas: Tensor, where: Tensor, color: Tensor, alpha: float) -> None:
-    """Lay `color`, broadcast to (3, H, W), over the pixels of `canvas` that the (H, W) bool `where` marks, in place."""
-    if alpha <= 0 or not where.any():
-        return
-    below = canvas[:, where].float()
-    above = color.expand_as(canvas)[:, where].float()
-    canvas[:, where] = (below + (above - below) * alpha).round().to(torch.uint8)
-
-
-def _inner_edges(ids: Tensor, width: int) -> Tensor:
-    """Pixels (H, W) within `width` of a neighbour of another id; the picture's own border is no edge."""
-    padded = F.pad(ids[None, None].double(), (width,) * 4, mode="replicate")
-    window = 2 * width + 1
-    highest = F.max_pool2d(padded, window, stride=1)[0, 0]
-    lowest = -F.max_pool2d(-padded, window, stride=1)[0, 0]
-    return highest != lowest
-
-
 def _tint_map(canvas: Tensor, ids: Tensor, owners: Sequence[int] | None, alpha: float, outlines: bool) -> None:
-    _check_size(canvas, ids, "instance_map")
+    check_size(canvas, ids, "instance_map")
     present, compact = ids.unique(return_inverse=True)  # ids may be sparse and large
     colors = [(0, 0, 0) if int(i) == 0 else _object_color(int(i) - 1, owners) for i in present]
     table = torch.tensor(colors, dtype=torch.uint8)
     color = table[compact].permute(2, 0, 1)
-    _blend(canvas, ids > 0, color, alpha)
+    blend(canvas, ids > 0, color, alpha)
     if outlines:
-        _blend(canvas, _inner_edges(compact, _line_width(canvas)) & (ids > 0), color, 1.0)
+        blend(canvas, inner_edges(compact, line_width(canvas)) & (ids > 0), color, 1.0)
 
 
 def _tint_mask(canvas: Tensor, mask: Tensor, color: Color, alpha: float, outlines: bool) -> None:
-    _check_size(canvas, mask, "mask")
+    check_size(canvas, mask, "mask")
     rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
     if not len(rows):
         return
-    width = _line_width(canvas)  # work in the mask's own window: a picture may hold thousands of small objects
+    width = line_width(canvas)  # work in the mask's own window: a picture may hold thousands of small objects
     top, bottom = max(0, int(rows[0]) - width), int(rows[-1]) + 1 + width
     left, right = max(0, int(columns[0]) - width), int(columns[-1]) + 1 + width
     window, part = canvas[:, top:bottom, left:right], mask[top:bottom, left:right]
-    _blend(window, part, _plane(color), alpha)
+    blend(window, part, plane(color), alpha)
     if outlines:
-        _blend(window, part & _inner_edges(part.long(), width), _plane(color), 1.0)
-
-
-def _hatch(canvas: Tensor, where: Tensor) -> None:
-    """Grey the pixels and lay diagonal stripes over them."""
-    if not where.any():
-        return
-    height, width = where.shape
-    stripes = (torch.arange(height)[:, None] + torch.arange(width)) % 8 < 3
-    _blend(canvas, where, _plane(IGNORED), 0.6)
-    _blend(canvas, where & stripes, _plane((60, 60, 60)), 0.8)
+        blend(window, part & inner_edges(part.long(), width), plane(color), 1.0)
 
 
 def _tags(
@@ -304,8 +262,8 @@ def _draw_boxes(canvas: Tensor, boxes: Tensor, tags: list[str] | None, colors: l
         _proper(boxes),
         labels=tags,
         colors=colors,  # pyright: ignore[reportArgumentType]  (list is invariant; torchvision means a sequence)
-        width=_line_width(canvas),
-        font=None if tags is None else str(_font_file()),
+        width=line_width(canvas),
+        font=None if tags is None else str(font_file()),
         font_size=None if tags is None else size,
         label_colors=None if tags is None else ["black" if _is_light(color) else "white" for color in colors],
         label_background_colors=None if tags is None else colors,  # pyright: ignore[reportArgumentType]
@@ -327,7 +285,7 @@ def _draw_figures(canvas: Tensor, points: Tensor, shown: Tensor, edges: Sequence
     """Lines in each figure's own colour, points rimmed in white; torchvision's draw_keypoints draws every line white."""
     picture = Image.fromarray(canvas.permute(1, 2, 0).contiguous().numpy())
     pen = ImageDraw.Draw(picture)
-    width = _line_width(canvas) + 1
+    width = line_width(canvas) + 1
     for index, (figure, visible) in enumerate(zip(points.tolist(), shown.tolist(), strict=True)):
         color = _object_color(index, None)
         for start, end in edges:
@@ -338,44 +296,6 @@ def _draw_figures(canvas: Tensor, points: Tensor, shown: Tensor, edges: Sequence
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def _resize(panel: Tensor, height: int) -> Tensor:
-    """To `height`; enlarged pixels stay square, so that what is seen is what is there."""
-    factor = height / panel.shape[1]
-    size = (height, max(1, round(panel.shape[2] * factor)))
-    if size == tuple(panel.shape[1:]):
-        return panel
-    if factor > 1:
-        return F.interpolate(panel[None], size=size, mode="nearest")[0]
-    return (
-        F.interpolate(panel[None].float(), size=size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).to(torch.uint8)
-    )
-
-
-@lru_cache(maxsize=1)
-def _font_file() -> Path:
-    """DejaVu Sans, which comes with matplotlib: Latin, Greek and Cyrillic on every machine, whatever fonts are installed."""
-    import matplotlib
-
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-
-
-@lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(_font_file()), size)
-
-
-def _write(canvas: Tensor, text: str, left: int, top: int, width: int, size: int) -> None:
-    """Write one line into `canvas` in place, shortened to `width` pixels."""
-    font = _font(size)
-    while text and font.getlength(text) > width:
-        text = text[:-2] + "…" if len(text) > 2 else ""
-    below = min(canvas.shape[1], top + round(1.4 * size))
-    region = canvas[:, top:below, left : left + width]
-    picture = Image.fromarray(region.permute(1, 2, 0).contiguous().numpy())
-    ImageDraw.Draw(picture).text((0, 0), text, fill=_INK, font=font)
-    region.copy_(torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1))
-
-
 def _draw_legend(canvas: Tensor, entries: Sequence[tuple[str, Color]]) -> None:
     """Name colours in the upper left corner; left out where the picture is too small to read it."""
     height, width = canvas.shape[1:]
@@ -384,10 +304,10 @@ def _draw_legend(canvas: Tensor, entries: Sequence[tuple[str, Color]]) -> None:
     entries = entries[: max(0, (height - line // 2) // line)]
     if not entries or width < 8 * size:
         return
-    inner = min(width - 2 * line, 1 + max(round(_font(size).getlength(name)) for name, _ in entries))
+    inner = min(width - 2 * line, 1 + max(round(font_of(size).getlength(name)) for name, _ in entries))
     panel = canvas[:, : line * len(entries) + line // 2, : inner + 2 * line]
     panel.copy_(panel // 4)
     for row, (name, color) in enumerate(entries):
         top = line // 4 + row * line
-        panel[:, top + line // 4 : top + line // 4 + size, line // 3 : line // 3 + size] = _plane(color)
-        _write(canvas, name, round(1.4 * line), top + line // 8, inner, size)
+        panel[:, top + line // 4 : top + line // 4 + size, line // 3 : line // 3 + size] = plane(color)
+        write_line(canvas, name, round(1.4 * line), top + line // 8, inner, size)

@@ -51,7 +51,18 @@ def plot_losses(history: Mapping[str, Sequence[float]]) -> Figure | None:
     lines = {"training": "train/loss", "validation": "val/loss"}
     if len(terms) > 1:
         lines |= {name.removeprefix("train/").replace("_", " "): name for name in terms}
-    return _plot_curves(history, lines, "Loss", thick=2)
+    peak, top = _early_peak(history)
+    title = "Loss" if peak is None else f"Loss (peaks up to {peak:.3g} cut off)"
+    return _plot_curves(history, lines, title, thick=2, top=top)
+
+
+def _early_peak(history: Mapping[str, Sequence[float]]) -> tuple[float | None, float | None]:
+    """The highest validation loss, where the first epochs are so far off that they would flatten all else, and where to cut."""
+    training, validation = (np.array(history.get(name, []), float) for name in ("train/loss", "val/loss"))
+    if not (np.isfinite(training).any() and np.isfinite(validation).any()):
+        return None, None
+    usual, peak = max(np.nanmax(training), 1.5 * np.nanmedian(validation)), float(np.nanmax(validation))
+    return (peak, 1.1 * usual) if peak > 2 * usual else (None, None)
 
 
 def plot_metrics(history: Mapping[str, Sequence[float]]) -> Figure | None:
@@ -126,7 +137,12 @@ def _epochs(history: Mapping[str, Sequence[float]]) -> list[float]:
 
 
 def _plot_curves(
-    history: Mapping[str, Sequence[float]], lines: Mapping[str, str], title: str, thick: int, legend: bool = True
+    history: Mapping[str, Sequence[float]],
+    lines: Mapping[str, str],
+    title: str,
+    thick: int,
+    legend: bool = True,
+    top: float | None = None,
 ) -> Figure | None:
     """One line a column; validations that were skipped leave no gap, single points are dots."""
     drawn = {label: np.array(history[name], float) for label, name in lines.items() if name in history}
@@ -158,6 +174,9 @@ def _plot_curves(
         axes.margins(x=0.02)
         if len(epochs) == 1:
             axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+        if top is not None:
+            lowest = min(float(np.nanmin(values)) for values in drawn.values())
+            axes.set_ylim(lowest - 0.05 * (top - lowest), top)
         if legend:
             axes.legend(loc="best", ncols=2 if len(drawn) > 3 else 1)
     return figure
