@@ -39,15 +39,15 @@ MEGABYTE = 1 << 20
 
 
 class PeakMemory:
-    """The largest resident memory of this process within the context, above what it was at its beginning, in bytes."""
+    """The largest resident memory of this process within the context, above `baseline` bytes (by default what it is now)."""
 
-    def __init__(self, interval: float = 0.01) -> None:
+    def __init__(self, baseline: int | None = None, interval: float = 0.01) -> None:
         self.process, self.interval = psutil.Process(), interval
-        self.before = self.peak = 0
+        self.baseline = self.process.memory_info().rss if baseline is None else baseline
+        self.peak = 0
         self._ended = threading.Event()
 
     def __enter__(self) -> PeakMemory:
-        self.before = self.peak = self.process.memory_info().rss
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -58,7 +58,7 @@ class PeakMemory:
 
     @property
     def above(self) -> int:
-        return self.peak - self.before
+        return self.peak - self.baseline
 
     def _watch(self) -> None:
         while not self._ended.wait(self.interval):
@@ -129,10 +129,10 @@ def naive_labels(predictor: dl.Predictor, path: Path, window: int) -> NDArray[np
     return (scores / total).argmax(0).numpy().astype(np.uint8)
 
 
-def measured(predictor: dl.Predictor, picture: Path, out: Path) -> dict[str, Any]:
+def measured(predictor: dl.Predictor, picture: Path, out: Path, baseline: int | None = None) -> dict[str, Any]:
     """Predict a picture into a TIFF; returns seconds, megapixels a second and megabytes above the network."""
     start = time.perf_counter()
-    with PeakMemory() as memory:
+    with PeakMemory(baseline) as memory:
         height, width = predictor.predict_to_tiff(picture, out)
     seconds = time.perf_counter() - start
     return {
@@ -178,13 +178,14 @@ def main() -> None:
     predictor = dl.Predictor(
         model, arguments.device, arguments.precision, window=arguments.window, batch=arguments.batch, objects="none"
     )
+    baseline = psutil.Process().memory_info().rss  # with the network, before anything is predicted
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
+        make_picture(folder / "huge.tif", arguments.side)
+        huge = measured(predictor, folder / "huge.tif", folder / "huge-labels.tif", baseline)
+        print(huge)
         small = compared(predictor, folder, arguments.naive_side, arguments.window)
         print(small)
-        make_picture(folder / "huge.tif", arguments.side)
-        huge = measured(predictor, folder / "huge.tif", folder / "huge-labels.tif")
-        print(huge)
     report = {
         "environment": environment(),
         "network": {"name": "unet", "width": arguments.width, "weights": str(arguments.weights or "random")},
