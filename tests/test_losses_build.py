@@ -137,6 +137,8 @@ def test_valid_convolutions_see_the_centre() -> None:
         ([term("dice", smooth="much")], "loss term 'dice' with options {'smooth': 'much'}"),
         ([term("tversky", beta=-1)], "beta -1"),
         ([term("cross_entropy", class_weights=[1.0, 2.0])], "class_weights holds 2 numbers, but there are 3 classes"),
+        ([term("focal", class_weights=[1.0, 2.0, -1.0])], "class_weights holds -1.0, expected numbers >= 0"),
+        ([term("focal", class_weights="heavy")], "loss term 'focal' with options {'class_weights': 'heavy'}"),
         ([term("focal", alpha=0.5)], "use class_weights for class ids"),
         ([term("dice"), term("dice")], "loss term 'dice' is listed 2 times"),
         ([], "the loss has no terms"),

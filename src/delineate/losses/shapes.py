@@ -34,6 +34,8 @@ def class_vector(values: Sequence[float] | Tensor, logits: Tensor, name: str) ->
     vector = torch.as_tensor(values, dtype=compute_dtype(logits), device=logits.device)
     if vector.shape != (logits.shape[1],):
         raise ValueError(f"{name} holds {vector.numel()} numbers, but there are {logits.shape[1]} classes")
+    if not isinstance(values, Tensor) and min(values) < 0:  # looking into a tensor would synchronise
+        raise ValueError(f"{name} holds {min(values)}, expected numbers >= 0")
     return vector
 
 
