@@ -24,7 +24,8 @@ $(VENV)/.installed-%: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.installed-tensorboard
-	$(BIN)/delineate demo
+	rm -rf delineate-demo
+	$(BIN)/delineate demo --out delineate-demo
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)

@@ -97,7 +97,7 @@ def build(which: str, config: TrainConfig, classes: int) -> torch.nn.Module:
         return dl.create_model("unet", num_classes=outputs, in_channels=conventions.channels, **config.model.options)
     model = smp.Unet("resnet34", encoder_weights=None, in_channels=conventions.channels, classes=outputs)
     model.stride, model.margin = 32, 0
-    model.architecture = {"name": "smp.Unet", "num_classes": outputs, "options": {"encoder_name": "resnet34"}}
+    model.architecture = {"name": "smp.Unet", "num_classes": outputs, "options": {"encoder_name": "resnet34", "in_channels": conventions.channels}}
     return model
 
 

@@ -338,12 +338,14 @@ def score(
 
 
 @app.command
-def models(*, size: Annotated[int, Parameter(help="Side of the picture that FLOPs are counted for.")] = 512, json: JsonFile = None) -> None:
-    """List the networks, with parameters and FLOPs."""
+def models(*, json: JsonFile = None) -> None:
+    """List the networks, with parameters and multiply-adds (a GFLOP here counts a multiply-add as two)."""
+    from dataclasses import asdict
+
     from delineate.models.complexity import model_table, print_model_table
 
-    rows = model_table(size)
-    _show(rows, json, lambda: print_model_table(rows, size))
+    rows = model_table()
+    _show([asdict(row) for row in rows], json, lambda: print_model_table(rows))
 
 
 def _show(content: Any, json: Path | None, print_table: Any) -> None:

@@ -57,3 +57,17 @@ def model_table() -> list[ModelRow]:
         size = (channels, side, side)
         rows.append(ModelRow(name, count_parameters(model), count_flops(model, size), size))
     return rows
+
+
+def print_model_table(rows: list[ModelRow]) -> None:
+    """Print the rows of `model_table`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("network", "input", title="Networks (default options, 3 classes)", title_justify="left")
+    table.add_column("million parameters", justify="right")
+    table.add_column("GFLOPs", justify="right")
+    for row in rows:
+        size = " x ".join(map(str, row.size))
+        table.add_row(row.name, size, f"{row.parameters / 1e6:.2f}", f"{row.flops / 1e9:.1f}")
+    Console().print(table)
