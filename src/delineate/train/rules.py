@@ -107,14 +107,14 @@ def choose_outputs(statistics: DatasetStatistics, model: str) -> tuple[Outputs, 
 def choose_patch(statistics: DatasetStatistics, *, fast: bool) -> tuple[int, int]:
     """Height and width of what the network sees in training: 256 (512 where `fast`), or what the pictures have.
 
-    Multiples of 16. Where objects are large, up to twice that: an object and its surroundings should fit, four times the
+    Multiples of 16 (32), the largest stride. Where objects are large, up to twice that: an object and its surroundings should fit, four times the
     diameter that three quarters of the objects stay below.
     """
-    target = 512 if fast else 256
+    target, unit = (512, 32) if fast else (256, 16)
     if statistics.objects is not None and statistics.objects.count:
         wanted = 4 * statistics.objects.diameter[3]
         target = min(2 * target, max(target, 64 * math.ceil(wanted / 64)))
-    height, width = (min(target, max(16, 16 * math.ceil(side / 16))) for side in statistics.size_median)
+    height, width = (min(target, unit * math.ceil(side / unit)) for side in statistics.size_median)
     return height, width
 
 
