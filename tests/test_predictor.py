@@ -57,7 +57,7 @@ def test_classes_equal_the_network_called_by_hand() -> None:
     model = network()
     for size in [(70, 90), (1, 1), (3, 50), (64, 64)]:
         pixels = picture((70, 90))[: size[0], : size[1]]
-        results = Predictor(model, precision="fp32")(pixels)
+        results = Predictor(model, "cpu", "fp32")(pixels)
         assert results.size == size
         assert results.semantic is not None
         assert results.semantic.dtype == torch.uint8
@@ -65,13 +65,13 @@ def test_classes_equal_the_network_called_by_hand() -> None:
 
 
 def test_several_classes_occur_in_what_is_tested() -> None:
-    assert len(Predictor(network(), precision="fp32")(picture()).semantic.unique()) >= 2  # pyright: ignore
+    assert len(Predictor(network(), "cpu", "fp32")(picture()).semantic.unique()) >= 2  # pyright: ignore
 
 
 def test_windows_are_those_of_the_engine() -> None:
     """The engine has tests of its own; here, that it gets the predictor's window, overlap and scores."""
     model, pixels = network(), picture((100, 130))
-    predictor = Predictor(model, precision="fp32", window=64, overlap=0.5, batch=3)
+    predictor = Predictor(model, "cpu", "fp32", window=64, overlap=0.5, batch=3)
     options = {"prepare": predictor.network.prepare, "window": 64, "overlap": 0.5}
     with torch.inference_mode():
         strips = predict_windows(predictor.network, ArrayReader(pixels), **options)
@@ -88,9 +88,9 @@ def test_unet_original_in_windows_is_exact() -> None:
     pixels = picture((40, 50))
     padded = np.pad(pixels, ((92, 92 + 12), (92, 92 + 2)), mode="reflect")  # 236 x 236: 16 k + 60
     expected = by_hand(model, padded)[:, :40, :50]
-    predictor = Predictor(model, precision="fp32", window=36)
+    predictor = Predictor(model, "cpu", "fp32", window=36)
     assert torch.equal(predictor(pixels).semantic.long(), expected.argmax(0))  # pyright: ignore[reportOptionalMemberAccess]
-    assert torch.equal(Predictor(model, precision="fp32")(pixels).semantic.long(), expected.argmax(0))  # pyright: ignore
+    assert torch.equal(Predictor(model, "cpu", "fp32")(pixels).semantic.long(), expected.argmax(0))  # pyright: ignore
 
 
 def test_flips_are_averaged() -> None:
@@ -98,7 +98,7 @@ def test_flips_are_averaged() -> None:
     views = [by_hand(model, np.ascontiguousarray(np.flip(pixels, d))).softmax(0) for d in ((), (0,), (1,), (0, 1))]
     back = [view.flip([d + 1 for d in dims]) for view, dims in zip(views, ((), (0,), (1,), (0, 1)), strict=True)]
     expected = torch.stack(back).mean(0).argmax(0)
-    assert torch.equal(Predictor(model, precision="fp32", flips=True)(pixels).semantic.long(), expected)  # pyright: ignore
+    assert torch.equal(Predictor(model, "cpu", "fp32", flips=True)(pixels).semantic.long(), expected)  # pyright: ignore
 
 
 def test_border_pixels_belong_to_objects() -> None:
@@ -106,7 +106,7 @@ def test_border_pixels_belong_to_objects() -> None:
     logits = by_hand(model, pixels)
     labels = logits.argmax(0)
     expected = torch.where(labels == 3, logits[1:3].argmax(0) + 1, labels)
-    predictor = Predictor(model, precision="fp32", score_threshold=0)
+    predictor = Predictor(model, "cpu", "fp32", score_threshold=0)
     results = predictor(pixels)
     assert (labels == 3).any()
     assert predictor.objects == "border"
@@ -124,28 +124,28 @@ def test_border_pixels_belong_to_objects() -> None:
 def test_distance_and_multilabel() -> None:
     pixels = picture()
     model = network(outputs="distance")
-    predictor = Predictor(model, precision="fp32")
+    predictor = Predictor(model, "cpu", "fp32")
     assert predictor.objects == "distance"
     results = predictor(pixels)
     assert torch.equal(results.semantic.long(), by_hand(model, pixels)[:3].argmax(0))  # pyright: ignore
     assert results.masks is not None
 
     model = network(outputs="multilabel")
-    results = Predictor(model, precision="fp32", score_threshold=0.6)(pixels)
+    results = Predictor(model, "cpu", "fp32", score_threshold=0.6)(pixels)
     assert torch.equal(results.multilabel, by_hand(model, pixels).sigmoid() > 0.6)  # pyright: ignore
     assert results.masks is None
 
 
 def test_score_threshold_and_area_leave_objects_out() -> None:
     model, pixels = network(), picture()
-    everything = Predictor(model, precision="fp32", score_threshold=0)(pixels)
+    everything = Predictor(model, "cpu", "fp32", score_threshold=0)(pixels)
     threshold = float(everything.scores.median())
     assert len(everything) > 4
-    kept = Predictor(model, precision="fp32", score_threshold=threshold)(pixels)
+    kept = Predictor(model, "cpu", "fp32", score_threshold=threshold)(pixels)
     assert len(kept) == int((everything.scores >= threshold).sum())
-    large = Predictor(model, precision="fp32", score_threshold=0, min_area=30)(pixels)
+    large = Predictor(model, "cpu", "fp32", score_threshold=0, min_area=30)(pixels)
     assert len(large) == sum(int(mask.sum()) >= 30 for mask in everything.masks)  # pyright: ignore[reportOptionalIterable]
-    nothing = Predictor(model, precision="fp32", objects="none")(pixels)
+    nothing = Predictor(model, "cpu", "fp32", objects="none")(pixels)
     assert nothing.masks is None
 
 
@@ -156,7 +156,7 @@ def test_every_kind_of_source_is_the_same_picture(tmp_path: Path, color: str, ch
     path = tmp_path / "cells.png"
     Image.fromarray(pixels).save(path)
     planes = torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels).transpose(2, 0, 1).copy())
-    predictor = Predictor(network(color), precision="fp32")
+    predictor = Predictor(network(color), "cpu", "fp32")
     first = predictor(path)
     assert (first.name, first.path) == ("cells", path)
     sources = [str(path), Image.open(path), pixels, planes]
@@ -167,7 +167,7 @@ def test_every_kind_of_source_is_the_same_picture(tmp_path: Path, color: str, ch
 
 
 def test_other_pillow_modes() -> None:
-    predictor = Predictor(network("rgb"), precision="fp32")
+    predictor = Predictor(network("rgb"), "cpu", "fp32")
     rgb = Image.fromarray(picture(channels=3))
     for mode in ("RGBA", "P", "L", "1", "LA", "CMYK", "F"):
         assert predictor(rgb.convert(mode)).size == (70, 90)
@@ -193,12 +193,12 @@ def test_other_pillow_modes() -> None:
 )
 def test_what_is_no_picture_is_named(source, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Predictor(network(), precision="fp32")(source)
+        Predictor(network(), "cpu", "fp32")(source)
 
 
 def test_sixteen_bits_for_a_network_of_eight_are_scaled_and_said() -> None:
     pixels = picture()
-    predictor = Predictor(network(), precision="fp32")
+    predictor = Predictor(network(), "cpu", "fp32")
     with pytest.warns(UserWarning, match="16-bit picture scaled"):
         results = predictor(pixels.astype(np.uint16) * 257)
     assert torch.equal(results.semantic, predictor(pixels).semantic)  # pyright: ignore
@@ -207,10 +207,10 @@ def test_sixteen_bits_for_a_network_of_eight_are_scaled_and_said() -> None:
 
 def test_eight_bits_for_a_network_of_sixteen() -> None:
     pixels = picture()
-    predictor = Predictor(network(value_range=65535.0), precision="fp32")
+    predictor = Predictor(network(value_range=65535.0), "cpu", "fp32")
     with pytest.warns(UserWarning, match=r"8-bit picture scaled to 0\.\.65535"):
         results = predictor(pixels)
-    assert torch.equal(results.semantic, Predictor(network(), precision="fp32")(pixels).semantic)  # pyright: ignore
+    assert torch.equal(results.semantic, Predictor(network(), "cpu", "fp32")(pixels).semantic)  # pyright: ignore
 
 
 def test_statistics_of_a_picture_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_normalisation_by_the_picture_is_that_of_the_whole_picture_in_every_wind
     pixels = picture((100, 130))
     model = network(normalization="image")
     scaled = (pixels * 0.5 + 30).astype(np.float32)  # mean and deviation undo this
-    predictor = Predictor(model, precision="fp32", window=64)
+    predictor = Predictor(model, "cpu", "fp32", window=64)
     assert torch.equal(predictor(pixels.astype(np.float32)).semantic, predictor(scaled).semantic)  # pyright: ignore
 
 
@@ -237,17 +237,31 @@ def test_bfloat16_is_close() -> None:
     model, pixels = network(), torch.from_numpy(picture((128, 128)))[None, None]
     scores = []
     for precision in ("fp32", "bf16"):
-        predictor = Predictor(model, precision=precision)
+        predictor = Predictor(model, "cpu", precision)
         with torch.inference_mode():
             scores.append(predictor.network(predictor.network.prepare(pixels)))
     assert 0 < (scores[0] - scores[1]).abs().mean() < 0.02
     assert scores[1].dtype == torch.float32
 
 
+def test_the_device_under_test_agrees_with_the_cpu(device: torch.device) -> None:
+    model, pixels = network(), picture((100, 130))
+    scores = []
+    for place in ("cpu", device):
+        predictor = Predictor(model, place, "fp32")
+        strips = predict_windows(
+            predictor.network, ArrayReader(pixels), prepare=predictor.network.prepare, window=64, flips=True, batch=8
+        )
+        with torch.inference_mode():
+            scores.append(torch.cat([strip.content.cpu() for strip in strips], 1))
+    torch.testing.assert_close(scores[0], scores[1], atol=0.01, rtol=0)  # TF32 rounds inputs of convolutions to 10 bits
+    assert Predictor(model, device).predict(pixels).size == (100, 130)
+
+
 def test_the_predictor_leaves_the_network_alone() -> None:
     model = network().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    Predictor(model, precision="bf16")(picture())
+    Predictor(model, "cpu", "bf16")(picture())
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -258,7 +272,7 @@ def test_networks_of_others_can_be_used() -> None:
     with pytest.raises(ConfigError, match="no 'classes'"):
         Predictor(model)
     model.classes, model.conventions = CLASSES, Conventions(color="gray", mean=(0.4,), std=(0.2,))  # pyright: ignore
-    results = Predictor(model, precision="fp32")(picture())
+    results = Predictor(model, "cpu", "fp32")(picture())
     assert torch.equal(results.semantic.long(), by_hand(model, picture()).argmax(0))  # pyright: ignore
     model.classes = ("a", "b")  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ConfigError, match="need 2 output channels, the network has 3"):
@@ -266,7 +280,7 @@ def test_networks_of_others_can_be_used() -> None:
 
 
 def test_gradients_stay_on_for_the_caller() -> None:
-    predictor = Predictor(network(), precision="fp32", window=32)
+    predictor = Predictor(network(), "cpu", "fp32", window=32)
     for _strip in predictor.strips(ArrayReader(picture()), objects=False)[0]:
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
@@ -303,7 +317,7 @@ def weights(tmp_path: Path) -> Path:
 def test_a_huge_tiff_is_predicted_by_strips(tmp_path: Path) -> None:
     pixels = picture((200, 150))
     tifffile.imwrite(tmp_path / "huge.tif", pixels, tile=(64, 64), compression="zlib")
-    predictor = Predictor(network(), precision="fp32", window=80)
+    predictor = Predictor(network(), "cpu", "fp32", window=80)
     size = predictor.predict_to_tiff(tmp_path / "huge.tif", tmp_path / "labels.tif")
     assert size == (200, 150)
     np.testing.assert_array_equal(decode_labels(tmp_path / "labels.tif"), predictor(pixels).semantic)
@@ -315,7 +329,7 @@ def test_predict_folder(tmp_path: Path, weights: Path, capsys: pytest.CaptureFix
     (data / "text.png").write_text("not a picture")
     stack = np.stack([picture((40, 50), seed) for seed in range(3)])
     tifffile.imwrite(data / "stack.tif", stack, photometric="minisblack")
-    predictor = Predictor(weights, precision="fp32")
+    predictor = Predictor(weights, "cpu", "fp32")
     failures = predict_folder(predictor, data, tmp_path / "out", formats=("png", "coco"), huge=96 * 96 - 1)
     printed = capsys.readouterr()
     assert len(failures) == 2
