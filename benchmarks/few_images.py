@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from _environment import environment
-from real_data import RESULTS, config_of, isbi_split, run
 
+from _environment import environment
 from delineate.data import open_dataset
 from delineate.files import atomic_path, write_json
+from real_data import RESULTS, config_of, isbi_split, run
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "few_images.png"
 COUNTS = (1, 2, 4, 8, 16, 24)
@@ -27,7 +27,9 @@ def draw(report: dict, path: Path) -> None:
     """Draw Dice and V^Rand against the number of training slices."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharex=True)
     counts = [entry["training_slices"] for entry in report["runs"]]
-    for axis, key, label in zip(axes, ("mean_dice", "v_rand"), ("mean Dice of membrane and cell", "V$^{Rand}$ (best threshold)"), strict=True):
+    for axis, key, label in zip(
+        axes, ("mean_dice", "v_rand"), ("mean Dice of membrane and cell", "V$^{Rand}$ (best threshold)"), strict=True
+    ):
         values = [entry["summary"][key] for entry in report["runs"]]
         axis.plot(counts, values, "o-", color="#0b6e99")
         intervals = [entry["intervals"].get(key) for entry in report["runs"]]
@@ -37,7 +39,9 @@ def draw(report: dict, path: Path) -> None:
         axis.set_xticks(counts, [str(c) for c in counts])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    figure.suptitle(f"ISBI-2012 membranes, U-Net from scratch, {report['steps']} steps each, six validation slices", fontsize=10)
+    figure.suptitle(
+        f"ISBI-2012 membranes, U-Net from scratch, {report['steps']} steps each, six validation slices", fontsize=10
+    )
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
@@ -54,13 +58,20 @@ def main() -> None:
 
     config = config_of("isbi2012_em", arguments.data, arguments.steps, 0, arguments.patch, arguments.batch)
     whole = isbi_split(open_dataset(config.data.path))
-    report: dict = {"environment": environment(), "steps": arguments.steps, "config": config.model_dump(mode="json") | {"data": "isbi2012_em"}, "runs": []}
+    report: dict = {
+        "environment": environment(),
+        "steps": arguments.steps,
+        "config": config.model_dump(mode="json") | {"data": "isbi2012_em"},
+        "runs": [],
+    }
     for count in COUNTS:
         # Evenly spread over the stack, as one would annotate it.
         chosen = tuple(whole.splits["train"][round((i + 0.5) * 24 / count - 0.5)] for i in range(count))
         dataset = replace(whole, splits=whole.splits | {"train": chosen})
         evaluation, facts = run("delineate", config, dataset, arguments.runs / str(count), em=True)
-        report["runs"].append({"training_slices": count, "summary": evaluation.summary, "intervals": evaluation.intervals} | facts)
+        report["runs"].append(
+            {"training_slices": count, "summary": evaluation.summary, "intervals": evaluation.intervals} | facts
+        )
         write_json(RESULTS / "few_images.json", report)
     draw(report, FIGURE)
 

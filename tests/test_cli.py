@@ -11,7 +11,9 @@ import pytest
 from delineate.cli import run
 
 
-@pytest.mark.parametrize("statement", ["import delineate", "import delineate.cli", "from delineate.cli import run; run(['--help'])"])
+@pytest.mark.parametrize(
+    "statement", ["import delineate", "import delineate.cli", "from delineate.cli import run; run(['--help'])"]
+)
 def test_nothing_heavy_is_imported_before_a_verb_runs(statement: str) -> None:
     code = f"import sys; {statement}; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'matplotlib', 'pydantic')))"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
@@ -62,7 +64,7 @@ def test_flag_wins_over_file_and_file_over_default(tmp_path: Path, monkeypatch: 
 
     seen = {}
 
-    def record(config, out, **_):  # noqa: ANN
+    def record(config, out, **_):
         seen["config"], seen["out"] = config, out
         raise KeyboardInterrupt
 

@@ -26,15 +26,29 @@ app = App(
 data_app = App(name="data", help="Check, describe, show and convert data sets.")
 app.command(data_app)
 
-Format = Annotated[str | None, Parameter(help="Format of the data: png, coco, yolo, voc, cityscapes or labelme. Default: recognised.")]
+Format = Annotated[
+    str | None, Parameter(help="Format of the data: png, coco, yolo, voc, cityscapes or labelme. Default: recognised.")
+]
 Device = Annotated[str | None, Parameter(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="Arithmetic of the network.")]
 Quiet = Annotated[bool, Parameter(negative="", help="Print errors only.")]
-JsonFile = Annotated[Path | None, Parameter(name="--json", help="Also write the numbers to this file; - prints them instead of the table.")]
+JsonFile = Annotated[
+    Path | None,
+    Parameter(
+        name="--json",
+        allow_leading_hyphen=True,
+        help="Also write the numbers to this file; - prints them instead of the table.",
+    ),
+]
 
 KeyValue = Annotated[
     list[str],
-    Parameter(name="--set", help="Set any key of the config: --set optimizer.lr=0.01. Repeatable.", negative="", consume_multiple=False),
+    Parameter(
+        name="--set",
+        help="Set any key of the config: --set optimizer.lr=0.01. Repeatable.",
+        negative="",
+        consume_multiple=False,
+    ),
 ]
 
 overrides = Group("Overrides", help="These win over the config file and over the plan.", sort_key=5)
@@ -104,7 +118,9 @@ def preview(data: Path, *, out: Path = Path("preview"), count: int = 16, format:
 
 
 @data_app.command
-def convert(data: Path, out: Path, *, to: str, format: Format = None, allow_loss: Annotated[bool, Parameter(negative="")] = False) -> None:
+def convert(
+    data: Path, out: Path, *, to: str, format: Format = None, allow_loss: Annotated[bool, Parameter(negative="")] = False
+) -> None:
     """Write a data set in another format; what that format cannot hold is listed before anything is written.
 
     Parameters
@@ -136,7 +152,9 @@ def plan(
     *,
     out: Annotated[Path | None, Parameter(help="Write the plan as a config for `delineate train`.")] = None,
     model: Annotated[str | None, Parameter(help="A name of `delineate models`.")] = None,
-    minutes: Annotated[float | None, Parameter(help="Length of the training. Default: 15 on a CPU, a full schedule on a GPU.")] = None,
+    minutes: Annotated[
+        float | None, Parameter(help="Length of the training. Default: 15 on a CPU, a full schedule on a GPU.")
+    ] = None,
     format: Format = None,
     device: Device = None,
     json: JsonFile = None,
@@ -174,7 +192,9 @@ def train(
     devices: Annotated[int | None, Parameter(help="Processes on this machine.", group=overrides)] = None,
     precision: Annotated[Precision, Parameter(group=overrides)] = None,
     seed: Annotated[int | None, Parameter(group=overrides)] = None,
-    deterministic: Annotated[bool | None, Parameter(help="Same seed, same weights, bit for bit; slower.", group=overrides)] = None,
+    deterministic: Annotated[
+        bool | None, Parameter(help="Same seed, same weights, bit for bit; slower.", group=overrides)
+    ] = None,
     settings: Annotated[KeyValue, Parameter(group=overrides)] = [],  # noqa: B006  cyclopts copies it
     quiet: Quiet = False,
 ) -> None:
@@ -210,11 +230,18 @@ def train(
 
     result = run_training(resolved, out, resume=resume is not None, quiet=quiet, plan=proposal)
     if not quiet:
-        print(f"\nreport   {result.report}\nweights  {result.best}\ntry      delineate predict {result.best} PICTURES --out predictions")
+        print(f"\nreport   {result.report}\nweights  {result.best}")
+        print(f"try      delineate predict {result.best} PICTURES --out predictions")
 
 
 def _planned(
-    data: Path, format: str | None, device: str | None, minutes: float | None, model: str | None, changed: dict[str, Any], quiet: bool
+    data: Path,
+    format: str | None,
+    device: str | None,
+    minutes: float | None,
+    model: str | None,
+    changed: dict[str, Any],
+    quiet: bool,
 ) -> tuple[Any, TrainConfig]:
     """Plan the training of `data` and lay the flags over the plan."""
     from delineate.config import build_config
@@ -238,9 +265,13 @@ def predict(
         Literal["auto", "none", "components", "watershed", "border", "distance"],
         Parameter(help="How single objects are told apart; auto: as the weights were trained."),
     ] = "auto",
-    formats: Annotated[list[str], Parameter(help="What to write: png, overlay, coco, yolo, labelme.", consume_multiple=True)] = ["png", "overlay"],  # noqa: B006
+    formats: Annotated[
+        list[str], Parameter(help="What to write: png, overlay, coco, yolo, labelme.", consume_multiple=True)
+    ] = ["png", "overlay"],  # noqa: B006
     flips: Annotated[bool, Parameter(negative="", help="Average over mirrored pictures: slower, a little better.")] = False,
-    window: Annotated[int | None, Parameter(help="Side of the windows that pictures are cut into. Default: as in training.")] = None,
+    window: Annotated[
+        int | None, Parameter(help="Side of the windows that pictures are cut into. Default: as in training.")
+    ] = None,
     score_threshold: float = 0.5,
     device: Device = None,
     precision: Precision = None,

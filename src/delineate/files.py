@@ -30,7 +30,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary = Path(name)
         temporary.chmod(0o666 & ~_umask())
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DelineateError(f"{path}: cannot be written ({reason}); choose a folder that is writable and has room") from error
