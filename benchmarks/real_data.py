@@ -2,7 +2,7 @@
 
     python benchmarks/real_data.py --data ../shared/data --set isbi2012_em --steps 400
 
-Both networks go through `delineate.train` with one config (split, steps, augmentation, loss, optimiser); only the module differs.
+Both networks go through `delineate.train` with one config (split, steps, augmentation, loss, optimiser); only they differ.
 The weights after the last step are measured, so that nothing is chosen by the validation pictures. The numbers, with 95 %
 bootstrap intervals over these pictures and the paired difference, go to benchmarks/results/real_data_SET.json.
 """
