@@ -54,4 +54,4 @@ def _panel(dataset: Dataset, record: Record) -> Tensor:
     drawn = draw_instances(sample.image, masks=sample.masks, boxes=boxes, labels=sample.labels, names=dataset.classes)
     if sample.keypoints is not None and dataset.keypoints is not None:
         drawn = draw_skeletons(drawn, sample.keypoints, edges=dataset.keypoints.edges, visibility=sample.visibility)
-    return side_by_side([sample.image, drawn], [record.name, f"{len(sample.labels)} object{"s" * (len(sample.labels) != 1)}"])
+    return side_by_side([sample.image, drawn], [record.name, f"{len(sample.labels)} object{'s' * (len(sample.labels) != 1)}"])

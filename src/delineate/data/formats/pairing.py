@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from delineate.data.decode import is_image
+from delineate.data.formats.names import shortest_names
 from delineate.errors import DataError
 
 Role = Literal["image", "mask", "instances", "skip"]
@@ -71,7 +72,8 @@ def pair_pictures(root: Path) -> tuple[list[Pair], list[Path], list[str]]:
             f"{len(skipped)} pictures of a second observer or of the field of view not used, such as {skipped[0].path.name}"
         )
     images = [f for f in found if f.role == "image"]
-    pairs = [Pair(f.path, f.split, name) for f, name in zip(images, _unique_names(images), strict=True)]
+    names = shortest_names([tuple(filter(None, (f.split, *f.folder.split("/"), f.stem))) for f in images])
+    pairs = [Pair(f.path, f.split, name) for f, name in zip(images, names, strict=True)]
     orphans = []
     for role in ("mask", "instances"):
         labels = [f for f in found if f.role == role]
@@ -118,6 +120,8 @@ def _scan(root: Path) -> list[Found]:
 
 def _read_file_name(path: Path, role: Role | None, split: str | None, folder: str) -> Found:
     core, told = path.stem, None
+    if (match := _WORD.fullmatch(core)) and _role(match):  # patient7/image.png and patient7/mask.png
+        core, told = "", _role(match)
     if match := _SUFFIX.fullmatch(core):
         core, told = match["rest"], _role(match)
     if match := _PREFIX.fullmatch(core):
@@ -154,22 +158,6 @@ def _refuse_shared_labels(images: list[Found], matches: list[Found | None]) -> N
             raise DataError(f"{match.path}: is the label of two pictures, {owner[match.path].path} and {image.path}; keep one")
         if match:
             owner[match.path] = image
-
-
-def _unique_names(images: list[Found]) -> list[str]:
-    """Return the stems; where stems repeat, all get their folders, and then their split, in front."""
-    names = [f.stem for f in images]
-    for longer in (
-        lambda f: "/".join(filter(None, (f.folder, f.stem))),
-        lambda f: "/".join(filter(None, (f.split, f.folder, f.stem))),
-    ):
-        if len(set(names)) == len(names):
-            return names
-        names = [longer(f) for f in images]
-    if repeated := next((name for name, count in Counter(names).items() if count > 1), None):
-        first, second, *_ = (f.path for f, name in zip(images, names, strict=True) if name == repeated)
-        raise DataError(f"{second}: has the same name as {first}; rename one")
-    return names
 
 
 def _role(match: re.Match[str]) -> Role | None:

@@ -52,20 +52,18 @@ def survey_values(pages: Sequence[Page]) -> Survey:
 def looks_like_instances(pages: Sequence[Page]) -> bool:
     """Decide whether label pictures hold object ids rather than class ids.
 
-    They do if at least 9 of 10 ids are one connected piece of a picture, and either an id exceeds 100, or in 9 of 10 pictures
-    the ids are 1..N without gaps, where N differs from picture to picture and reaches 3, or exceeds 20.
+    They do if at least 9 of 10 ids are one connected piece of a picture, and either a picture holds more than 20 ids, or in 9
+    of 10 pictures the ids are 1..N without gaps, where N differs from picture to picture and reaches 3.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         described = [d for d in pool.map(_describe_pieces, evenly(pages, OBJECT_SAMPLE)) if d]
     objects = sum(d[0] for d in described)
     if not objects or sum(d[2] for d in described) < 0.9 * objects:
         return False
-    if max(largest for _, largest, _ in described) > 100:
-        return True
     filled = [d for d in described if d[0]]
     gapless = sum(count == largest for count, largest, _ in filled)
     counts = {count for count, *_ in described}
-    return gapless >= 0.9 * len(filled) and (max(counts) > 20 or (len(counts) > 1 and max(counts) >= 3))
+    return max(counts) > 20 or (gapless >= 0.9 * len(filled) and len(counts) > 1 and max(counts) >= 3)
 
 
 def infer_classes(survey: Survey, where: str, lossy: bool) -> tuple[ClassTable, list[str]]:

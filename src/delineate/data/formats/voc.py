@@ -27,7 +27,8 @@ VOC_CLASSES = (
 
 def is_voc_folder(folder: Path) -> bool:
     """Whether a folder has VOC's subfolders."""
-    return (folder / "JPEGImages").is_dir() and any((folder / name).is_dir() for name in ("SegmentationClass", "Annotations"))
+    has_truth = (folder / "SegmentationClass").is_dir() or any((folder / "Annotations").glob("*.xml"))
+    return (folder / "JPEGImages").is_dir() and has_truth
 
 
 def read_voc(path: Path, variant: str | None, problems: Problems) -> Dataset:
