@@ -234,7 +234,7 @@ from delineate.train.probe import StepProbe
 torch.set_num_threads(1)
 config = TrainConfig(
     data=DataConfig(path="x"), input=InputConfig(color="gray", mean=(0.5,), std=(0.2,)), optimizer=OptimizerConfig(ema=None),
-    model=ModelConfig(options={"width": 8, "depth": 3}), augment=AugmentConfig(patch=(256, 256)),
+    model=ModelConfig(options={"width": 8, "depth": 3}), augment=AugmentConfig(patch=(160, 160)),
 )
 probe = StepProbe(config, 2, torch.device("cpu"), "fp32")
 estimate = probe.memory().total(BATCH)

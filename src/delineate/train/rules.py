@@ -107,8 +107,8 @@ def choose_outputs(statistics: DatasetStatistics, model: str) -> tuple[Outputs, 
 def choose_patch(statistics: DatasetStatistics, *, fast: bool) -> tuple[int, int]:
     """Height and width of what the network sees in training: 256 (512 where `fast`), or what the pictures have.
 
-    Multiples of 16 (32), the largest stride. Where objects are large, up to twice that: an object and its surroundings should fit, four times the
-    diameter that three quarters of the objects stay below.
+    Multiples of 16 (32), the largest stride. Where objects are large, up to twice that: an object and its surroundings should
+    fit, four times the diameter that three quarters of the objects stay below.
     """
     target, unit = (512, 32) if fast else (256, 16)
     if statistics.objects is not None and statistics.objects.count:
