@@ -270,7 +270,7 @@ def predict(
     ] = ["png", "overlay"],  # noqa: B006
     flips: Annotated[bool, Parameter(negative="", help="Average over mirrored pictures: slower, a little better.")] = False,
     window: Annotated[
-        int | None, Parameter(help="Side of the windows that pictures are cut into. Default: as in training.")
+        int | None, Parameter(help="Side of the windows that pictures are cut into. Default: 1024 x 1024 whole, larger in 512.")
     ] = None,
     score_threshold: float = 0.5,
     device: Device = None,
