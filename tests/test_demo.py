@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from importlib.resources import files
 from pathlib import Path
 
@@ -94,3 +95,30 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DelineateError, match="exists already"):
         run_demo(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.slow
+def test_the_whole_path_is_good_on_the_unseen_half(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_demo(tmp_path / "demo", steps=40, device="cpu")
+    evaluation = json.loads((result.run / "evaluation.json").read_text())
+    assert result.iou == evaluation["summary"]["iou/coin"] >= 0.85
+    assert result.coins == 12
+    assert result.found >= 10
+    assert result.report == result.run / "report.html"
+    assert "nothing was chosen" in result.report.read_text()
+    predicted = np.asarray(Image.open(result.predictions / "masks" / "coins_lower.png"))
+    truth = np.asarray(Image.open(result.data / "val" / "instances" / "coins_lower.png")) > 0
+    found = predicted == 1
+    assert (found & truth).sum() / (found | truth).sum() == pytest.approx(result.iou)
+    story = capsys.readouterr().out
+    for said in (f"{result.iou:.3f}", f"{result.found} of 12", str(result.report), "delineate train --data FOLDER"):
+        assert said in story
+
+
+@pytest.mark.slow
+def test_the_example_trains_predicts_and_measures(tmp_path: Path) -> None:
+    path = Path(__file__).parents[1] / "examples" / "train_on_your_own_images.py"
+    main = runpy.run_path(str(path))["main"]
+    assert main(None, tmp_path, minutes=1) > 0.7
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert (tmp_path / "predictions" / "coco.json").is_file()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +24,8 @@ CUT = 150
 
 EPOCH = 10
 """Steps of an epoch: the unseen half is measured after each, for the curves."""
+
+_WEIGHTS_NOTE = "Measured with the weights of the last epoch: nothing was chosen by looking at this half of the photograph."
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ def _measure(out: Path, weights: Path, device: str, start: float) -> DemoResult:
     for record in records:
         predictor(record.image).save(out / "predictions")
     evaluation = evaluate(predictor, dataset, records, split="val", previews=run / "previews")
+    evaluation = replace(evaluation, notes=(*evaluation.notes, _WEIGHTS_NOTE))
     write_json(run / "evaluation.json", evaluation.to_json())
     objects = evaluation.objects or {}
     coins = int(objects["truth_objects"])
