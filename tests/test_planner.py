@@ -265,7 +265,8 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small_plan(path: Path, **options: Any) -> Plan:
-    return plan(open_dataset(path), device="cpu", **({"minutes": 0.5} | options))
+    options = {"minutes": 0.5} | options
+    return plan(open_dataset(path), device="cpu", **options)
 
 
 def test_plan_of_touching_objects(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_ignored_class(tmp_path: Path) -> None:
     wanted[3], found[3] = 1, 1
     t, p = labels(tmp_path / "t", a=wanted), labels(tmp_path / "p", a=found)
     evaluation = score(p, t, ignore=2)
-    assert np.sum(evaluation.confusion) == 12
+    assert np.sum(evaluation.confusion or []) == 12
     assert evaluation.summary["pixel_accuracy"] == pytest.approx(8 / 12)
 
 
@@ -141,7 +141,7 @@ def test_em_scores(tmp_path: Path) -> None:
     merged = score(labels(tmp_path / "p", a=np.ones((96, 96), np.uint8)), t, em="background").summary
     from scipy.ndimage import label
 
-    truth_segments = label(membrane)[0]
+    truth_segments = np.asarray(label(membrane)[0])  # pyright: ignore[reportIndexIssue]
     # With every pixel in one segment, scikit-image's number differs only in that it counts no pair of a pixel with itself.
     reference = skimage_adapted_rand(truth_segments, np.ones((96, 96), int))[0]
     assert merged["em/adapted_rand_error"] == pytest.approx(reference, abs=1e-3)
@@ -224,8 +224,8 @@ def coco_truth(annotation_id: int = 1) -> dict[str, Any]:
 def detection(**changes: Any) -> dict[str, Any]:
     canvas = np.zeros((16, 16), np.uint8, order="F")
     canvas[2:8, 2:8] = 1
-    code = coco_mask.encode(canvas)
-    code = {"size": [16, 16], "counts": code["counts"].decode()}
+    counts: Any = coco_mask.encode(canvas)["counts"]
+    code = {"size": [16, 16], "counts": counts.decode()}
     return {"image_id": 7, "category_id": 3, "segmentation": code, "score": 0.9} | changes
 
 
