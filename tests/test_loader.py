@@ -143,6 +143,16 @@ def test_epochs_differ_and_can_be_repeated(dataset: Dataset) -> None:
     assert not torch.equal(zero[0].images, other[0].images)
 
 
+def test_the_rest_of_an_epoch_is_the_same(dataset: Dataset) -> None:
+    loader = _loader(dataset, steps_per_epoch=4)
+    whole = _epoch(loader, 2)
+    sampler: Any = loader.sampler
+    sampler.set_epoch(2, skip=3)
+    rest = list(loader)
+    assert len(rest) == 1
+    assert _same(rest[0], whole[3])
+
+
 def test_two_processes_see_what_one_sees(dataset: Dataset) -> None:
     single = _epoch(_loader(dataset, batch=4), 1)
     parts = [_epoch(_loader(dataset, batch=2, rank=rank, world=2), 1) for rank in range(2)]

@@ -60,7 +60,8 @@ class TrainingSet(TorchDataset[Batch]):
         transform = build_transforms(config.augment, value_range=conventions.value_range, keypoints=dataset.keypoints)
         self.transform = transform if train else None
         self._cache: dict[int, Prepared] = {}
-        self._room = CACHE_SHARE * psutil.virtual_memory().available / max(config.workers, 1) if config.data.cache else 0.0
+        readers = max(config.workers, 1) * config.devices  # processes on this machine that keep their own copies
+        self._room = CACHE_SHARE * psutil.virtual_memory().available / readers if config.data.cache else 0.0
 
     def __len__(self) -> int:
         return len(self.records)
