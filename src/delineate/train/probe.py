@@ -36,7 +36,7 @@ class StepProbe:
         self.autocast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
     def seconds(self, count: int) -> float:
-        """Seconds of one training step with `count` pictures: the mean of two, after one that warms up; fewer if they are slow."""
+        """Seconds of a training step with `count` pictures: the mean of two, after one that warms up; fewer if slow."""
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         batch = self._batch(count, self.config.augment.patch)
 
