@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from delineate.errors import ConfigError
 from delineate.models import create_model
-from delineate.models.blocks import InstanceNorm, Merge, NearestConv, bilinear_conv
+from delineate.models.blocks import InstanceNorm, Merge, NearestConv, bilinear_conv, initialize
 from delineate.models.unet import pad_to_multiple
 
 
@@ -30,8 +30,8 @@ def from_smp(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
             ours[f"head.{rest.removeprefix('0.')}"] = tensor
         elif rest.endswith("conv1.0.weight"):  # theirs convolves [up, skip]
             block = rest.split(".")[1]
-            up_channels = model.decoder.blocks[int(block)].merge.up.weight.shape[1]
-            ours[f"decoder.blocks.{block}.merge.up.weight"] = tensor[:, :up_channels]
+            up_channels = model.decoder.blocks[int(block)].merge.up.weight.shape[0]
+            ours[f"decoder.blocks.{block}.merge.up.weight"] = tensor[:, :up_channels].transpose(0, 1)
             if up_channels < tensor.shape[1]:
                 ours[f"decoder.blocks.{block}.merge.skip.weight"] = tensor[:, up_channels:]
         else:
@@ -92,7 +92,7 @@ def test_nearest_conv_is_upsampling_then_convolution(batch: int, ins: int, outs:
     nn.init.normal_(module.weight)
     x = torch.randn(batch, ins, height, width, dtype=torch.double, requires_grad=True)
     y = module(x)
-    expected = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), module.weight, padding=1)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), module.weight.transpose(0, 1), padding=1)
     torch.testing.assert_close(y, expected)
     upstream = torch.randn_like(y)
     found = torch.autograd.grad(y, (x, module.weight), upstream)
@@ -102,13 +102,14 @@ def test_nearest_conv_is_upsampling_then_convolution(batch: int, ins: int, outs:
 @pytest.mark.parametrize("upsample", [NearestConv, bilinear_conv])
 def test_merge_is_a_convolution_of_the_concatenation(upsample: Any) -> None:
     merge = Merge(5, 4, 6, upsample=upsample).double()
+    initialize(merge, 0.0)
     up: Any = merge.up[1] if isinstance(merge.up, nn.Sequential) else merge.up
-    nn.init.normal_(up.weight)
+    weight = up.weight.transpose(0, 1) if isinstance(up, NearestConv) else up.weight
     x, skip = torch.randn(2, 5, 6, 7).double(), torch.randn(2, 4, 12, 14).double()
     mode: Any = {"mode": "nearest"} if upsample is NearestConv else {"mode": "bilinear", "align_corners": False}
     both = torch.cat([F.interpolate(x, scale_factor=2, **mode), skip], dim=1)
     assert merge.skip is not None
-    expected = F.conv2d(both, torch.cat([up.weight, merge.skip.weight], dim=1), padding=1)
+    expected = F.conv2d(both, torch.cat([weight, merge.skip.weight], dim=1), padding=1)
     torch.testing.assert_close(merge(x, skip), expected)
 
 

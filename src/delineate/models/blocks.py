@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,20 +51,23 @@ class NearestConv(nn.Module):
     The enlarged map repeats each value in a 2x2 square, so several taps of the convolution always meet the same value: their
     sum is one tap of a 4x4 transposed convolution of stride 2. That needs 4 instead of 9 multiplications an output pixel, and
     its result and gradients are the same up to rounding.
+
+    The weight is (in channels, out channels, 3, 3), as transposed convolutions have it: turning it round at each step would take
+    as long as the convolution.
     """
 
     spread: Tensor
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        self.weight = nn.Parameter(torch.empty(in_channels, out_channels, 3, 3))
         # Row u of `axis` says which of the taps 0, 1, 2 add up to tap u of the transposed convolution, along one axis.
         axis = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
         self.register_buffer("spread", torch.kron(axis, axis).T.contiguous(), persistent=False)  # (9, 16)
 
     def kernel(self) -> Tensor:
         """The 4x4 kernel as `conv_transpose2d` takes it: (in channels, out channels, 4, 4)."""
-        return (self.weight.flatten(2) @ self.spread).unflatten(2, (4, 4)).transpose(0, 1)
+        return (self.weight.flatten(2) @ self.spread).unflatten(2, (4, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.conv_transpose2d(x, self.kernel(), stride=2, padding=1)  # (B, O, 2H, 2W)
@@ -102,16 +106,21 @@ def initialize(module: nn.Module, slope: float) -> None:
 
     `slope` is that of the activation below zero. Biases become 0. The two convolutions of a `Merge` are summed: N counts both.
     """
-    fan_in: dict[nn.Module, int] = {}
+    incoming = {part: _incoming(part) for part in module.modules() if isinstance(part, (nn.Conv2d, NearestConv))}
     for part in module.modules():
         if isinstance(part, Merge) and part.skip is not None:
-            summed = [part.skip, part.up[-1] if isinstance(part.up, nn.Sequential) else part.up]
-            fan_in |= dict.fromkeys(summed, sum(conv.weight[0].numel() for conv in summed))
+            up: Any = part.up[-1] if isinstance(part.up, nn.Sequential) else part.up
+            incoming[up] = incoming[part.skip] = incoming[up] + incoming[part.skip]
     for part in module.modules():
         if isinstance(part, nn.ConvTranspose2d):  # kernel = stride: each output value sees one input pixel
             nn.init.normal_(part.weight, std=math.sqrt(1 / part.in_channels))  # no activation follows
         elif isinstance(part, (nn.Conv2d, NearestConv)):
-            n = fan_in.get(part, part.weight[0].numel())
-            nn.init.normal_(part.weight, std=math.sqrt(2 / ((1 + slope**2) * n)))
+            nn.init.normal_(part.weight, std=math.sqrt(2 / ((1 + slope**2) * incoming[part])))
         if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)) and part.bias is not None:
             nn.init.zeros_(part.bias)
+
+
+def _incoming(convolution: nn.Conv2d | NearestConv) -> int:
+    """Number of values that are summed into one output value."""
+    weight = convolution.weight
+    return weight[:, 0].numel() if isinstance(convolution, NearestConv) else weight[0].numel()

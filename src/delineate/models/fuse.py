@@ -106,7 +106,7 @@ def _last(module: nn.Module) -> Any:
 
 
 def _as_transposed(module: NearestConv) -> nn.ConvTranspose2d:
-    out_channels, in_channels = module.weight.shape[:2]
+    in_channels, out_channels = module.weight.shape[:2]
     options: dict[str, Any] = {"device": module.weight.device, "dtype": module.weight.dtype}
     convolution = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False, **options)
     convolution.weight = nn.Parameter(module.kernel().detach().contiguous(), requires_grad=False)
