@@ -85,7 +85,12 @@ def train(
     folder = RunFolder(Path(out))
     folder.check(config, resume=resume)
     job = Job(config, folder, resume, quiet, None if plan is None else plan.to_json(), model, dataset)
-    launch(config, partial(_run, job=job))
+    try:
+        launch(config, partial(_run, job=job))
+    except DelineateError:
+        if not folder.state.exists():  # nothing was trained, so the name is free again
+            folder.discard()
+        raise
     return _finish(job)
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from delineate.files import make_folder, write_json, write_text
 MAY_CHANGE = ("epochs", "patience", "workers", "tensorboard")
 """Keys that resuming may change: they say when the run ends or how it is served, not what is computed."""
 
+_TEMPORARY = re.compile(r"\.[\w.]+-\w{8}(\.\w+)?")  # as `delineate.files.atomic_path` names them
 _BEFORE = ("epoch", "step", "lr", "train/loss")
 _AFTER = ("val/loss", "val/mean_iou", "val/mean_dice", "val/pixel_accuracy", "images_per_second", "memory_mb", "seconds")
 
@@ -83,8 +85,8 @@ class RunFolder:
 
     def clean(self) -> None:
         """Remove the half-written files of a run that was killed."""
-        for folder in (self.path, self.state.parent, self.best.parent):
-            for leftover in folder.glob(".*-*"):
+        for leftover in self.path.rglob(".*-*"):
+            if _TEMPORARY.fullmatch(leftover.name):
                 leftover.unlink(missing_ok=True)
 
     def discard(self) -> None:
