@@ -132,6 +132,14 @@ def test_smp_counts_absent_classes_as_perfect(logits: Tensor, labels: Tensor) ->
     agree(lambda x: dice_loss(x, labels, smooth=0) * 3 / 4, lambda x: theirs(x, labels), logits)
 
 
+@pytest.mark.parametrize("absent", [0, 3])
+def test_the_background_is_left_out_and_absent_classes_too(logits: Tensor, labels: Tensor, absent: int) -> None:
+    labels[labels == absent] = 1
+    theirs = smp.DiceLoss(mode="multiclass", ignore_index=255, classes=[1, 2, 3])
+    counted = 2 if absent == 3 else 3
+    agree(lambda x: dice_loss(x, labels, smooth=0, background=False) * counted / 3, lambda x: theirs(x, labels), logits)
+
+
 def test_gamma_is_inside_the_mean_over_classes_and_smps_outside(logits: Tensor, labels: Tensor) -> None:
     theirs = smp.TverskyLoss(mode="multiclass", ignore_index=255, alpha=0.3, beta=0.7, gamma=2.0)
     agree(lambda x: tversky_loss(x, labels, smooth=0) ** 2, lambda x: theirs(x, labels), logits)

@@ -29,7 +29,7 @@ def lovasz_loss(logits: Tensor, labels: Tensor, *, per_image: bool = False, igno
         valid = (labels != ignore_index).unsqueeze(1).expand_as(logits)
         truth = labels.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
         probability = torch.softmax(logits, dim=1, dtype=dtype)
-    errors = torch.where(valid, (truth.to(dtype) - probability).abs(), 0.0)
+    errors = (truth.to(dtype) - probability).abs()
     errors, truth, valid = (_as_sets(x, per_image) for x in (errors, truth, valid))  # (S, N): a row a set of pixels and class
     with torch.no_grad():
         # Where the order of the errors does not change the loss is linear in them: only these slopes are kept for backward.
@@ -48,11 +48,12 @@ def _as_sets(values: Tensor, per_image: bool) -> Tensor:
 
 def _slopes(errors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """Derivative of one set's loss by each of its errors (N,): how 1 - IoU grows as pixels turn wrong, worst first (Alg. 1)."""
-    order = torch.where(valid, errors, -1.0).argsort(descending=True)  # what is not counted comes last
+    # What is not counted comes last, after every true pixel: 1 - IoU is 1 there, and grows no more.
+    order = torch.where(valid, errors, -1.0).argsort(descending=True)
     truth = truth[order]
     total = truth.sum()
     intersection = total - truth.cumsum(0)  # int64: exact for any number of pixels
     union = total + truth.logical_not().cumsum(0)
-    jaccard = 1.0 - intersection.to(errors.dtype) / union.clamp_min(1).to(errors.dtype)
+    jaccard = 1.0 - intersection.to(errors.dtype) / union.to(errors.dtype)
     growth = jaccard.diff(prepend=jaccard.new_zeros(1))
     return torch.zeros_like(errors).scatter_(0, order, growth)
