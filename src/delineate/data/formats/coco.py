@@ -327,7 +327,7 @@ def _written_object(instance: Instance, size: tuple[int, int], number: Any, imag
             box, area = box or rle_box(code), rle_area(code) if area is None else area
         written["segmentation"] = _written_segmentation(instance.segmentation)
     if box is not None:
-        written["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+        written["bbox"] = [box[0], box[1], round(box[2] - box[0], 6), round(box[3] - box[1], 6)]  # as short as it was read
         written["area"] = area if area is not None else (box[2] - box[0]) * (box[3] - box[1])
     if instance.keypoints is not None:
         written["keypoints"] = [value for point in instance.keypoints for value in point]

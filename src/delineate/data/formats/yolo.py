@@ -100,6 +100,11 @@ def write_yolo(dataset: Dataset, out: Path, variant: str | None) -> None:
     write_text(out / "data.yaml", yaml.safe_dump(content, sort_keys=False))
 
 
+def read_names(file: Path) -> tuple[str, ...]:
+    """Return the class names of a data YAML."""
+    return _names(file, _read_yaml(file))
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -180,16 +185,17 @@ def _records(
         instances: tuple[Instance, ...] | None = () if labelled else None
         if label_path(image).is_file():
             try:
-                instances = _read_labels(label_path(image), image, num_classes, schema, problems)
+                instances = read_labels(label_path(image), image, num_classes, schema, problems)
             except DataError as error:
                 problems.error("image", image, str(error).removeprefix(f"{image}: "))
         records.append(Record("/".join((split, image.stem)), image, instances=instances))
     return tuple(records)
 
 
-def _read_labels(
+def read_labels(
     path: Path, image: Path, num_classes: int, schema: KeypointSchema | None, problems: Problems
 ) -> tuple[Instance, ...]:
+    """Read the label file of an image, whose size turns shares into pixels."""
     if not image.exists():
         raise missing(image)
     size = image_size(image)
