@@ -16,6 +16,7 @@ from delineate.errors import ConfigError, DataError
 from delineate.metrics.evaluation import Evaluation
 from delineate.predict import Predictor
 from delineate.predict.evaluate import evaluate
+from delineate.predict.export_formats import ResultsWriter
 from delineate.predict.score import score
 from delineate.weights import Conventions
 
@@ -130,6 +131,21 @@ def test_evaluating_equals_predicting_and_scoring(tmp_path: Path) -> None:
     assert from_pngs.summary == direct.summary
     assert from_pngs.intervals == direct.intervals
     assert from_pngs.per_class == direct.per_class
+
+
+@pytest.mark.parametrize("format", ["coco", "yolo", "labelme"])
+def test_every_format_of_predictions_scores_alike(tmp_path: Path, format: str) -> None:
+    data = make_blobs_dataset(tmp_path / "data", 3, 64, kind="instance")
+    dataset = open_dataset(data)
+    predictor = Predictor(bright_is_object(), device="cpu", precision="fp32", min_area=20)
+    with ResultsWriter(tmp_path / "out", (format,)) as writer:
+        for record in dataset.records:
+            writer.add(predictor(record.image))
+    direct = evaluate(predictor, dataset, dataset.records, split="all")
+    found = score(tmp_path / "out", data)
+    assert found.objects == direct.objects
+    # Pixels of pieces below min_area are foreground in the label picture, and no object here.
+    assert found.summary["mean_iou"] == pytest.approx(direct.summary["mean_iou"], abs=0.02)
 
 
 def test_membranes(tmp_path: Path) -> None:

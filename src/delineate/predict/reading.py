@@ -14,8 +14,9 @@ from delineate.data.dataset import Dataset, Instance, LabelMap, Record
 from delineate.data.decode import image_size, images_in, is_image, missing, page_count
 from delineate.data.formats.classes import find_class_file, read_class_file
 from delineate.data.formats.names import flat_names, shortest_names
-from delineate.data.formats.problems import read_json
+from delineate.data.formats.problems import Problems, read_json
 from delineate.data.formats.survey import Page, infer_classes, looks_like_instances, survey_values
+from delineate.data.formats.yolo import find_data_yaml, read_labels, read_names
 from delineate.data.load import has_extent, instance_mask, load_instance_map, load_object_classes, load_semantic
 from delineate.data.open import open_dataset
 from delineate.data.sample import IGNORE
@@ -99,13 +100,15 @@ def _holds_labels_only(path: Path) -> bool:
 def open_predictions(path: Path, truth: Dataset, objects: ObjectsFrom = "auto") -> Dataset:
     """Open predictions of the pictures of `truth`; label pictures without a class file hold the ids of the truth's classes.
 
-    A folder that `delineate predict` wrote (masks/, instances/), a label picture or a folder of them, COCO results, or any
-    data set. Raises `DataError` for anything else.
+    A folder that `delineate predict` wrote (masks/ and instances/, or YOLO's labels/), a label picture or a folder of them,
+    COCO results, or any data set. Raises `DataError` for anything else.
     """
     if not path.exists():
         raise missing(path)
     if path.is_file() and path.suffix.lower() == ".json" and isinstance(content := read_json(path), list):
         return _read_results(path, content, truth)
+    if (yaml := find_data_yaml(path) if path.is_dir() else None) and not (path / "images").is_dir():
+        return _predicted_yolo(path, yaml, truth)
     folders = {name: path / name for name in ("masks", "instances") if (path / name).is_dir()}
     if folders and not (path / "images").is_dir():
         return _predicted_folder(path, folders, truth, objects)
@@ -142,6 +145,25 @@ def _read_results(path: Path, content: list[dict], truth: Dataset) -> Dataset:
         for split, records in truth.splits.items()
     }
     return replace(truth, root=path, format=RESULTS, kind="instance", splits=splits, notes=())
+
+
+def _predicted_yolo(path: Path, yaml: Path, truth: Dataset) -> Dataset:
+    """YOLO labels without their images, whose sizes are those of the truth's."""
+    classes = read_names(yaml)
+    files = {file.stem: file for file in sorted((path / "labels").rglob("*.txt"))}
+    owners = {name: record for record in truth.records for name in _truth_names(record)}
+    records = [
+        Record(
+            stem,
+            owners[stem].image,
+            size=truth_size(owners[stem]),
+            instances=read_labels(file, owners[stem].image, len(classes), None, Problems()),
+        )
+        if stem in owners
+        else Record(stem, file)
+        for stem, file in files.items()
+    ]
+    return Dataset(path, "yolo", "instance", classes, {"all": tuple(records)})
 
 
 def _predicted_folder(path: Path, folders: dict[str, Path], truth: Dataset, objects: ObjectsFrom) -> Dataset:
