@@ -59,8 +59,8 @@ def run_demo(out: str | Path = "delineate-demo", steps: int = 120, *, device: st
     from delineate.train.planner import plan
 
     say = partial(_say, quiet)
-    say("Data", _DATA_STORY.format(data=out / "coins"))
     dataset = open_dataset(write_demo_data(out / "coins"))
+    say("Data", _DATA_STORY.format(data=out / "coins"))
     proposal = plan(dataset, device=device, minutes=2)
     config = proposal.config.model_copy(update={"epochs": -(-steps // EPOCH), "steps_per_epoch": min(steps, EPOCH)})
     say("Plan", _plan_story(config))
