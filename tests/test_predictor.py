@@ -106,7 +106,7 @@ def test_border_pixels_belong_to_objects() -> None:
     logits = by_hand(model, pixels)
     labels = logits.argmax(0)
     expected = torch.where(labels == 3, logits[1:3].argmax(0) + 1, labels)
-    predictor = Predictor(model, "cpu", "fp32", score_threshold=0)
+    predictor = Predictor(model, "cpu", "fp32", score_threshold=0, min_area=0)
     results = predictor(pixels)
     assert (labels == 3).any()
     assert predictor.objects == "border"
@@ -211,6 +211,15 @@ def test_eight_bits_for_a_network_of_sixteen() -> None:
     with pytest.warns(UserWarning, match=r"8-bit picture scaled to 0\.\.65535"):
         results = predictor(pixels)
     assert torch.equal(results.semantic, Predictor(network(), "cpu", "fp32")(pixels).semantic)  # pyright: ignore
+
+
+def test_values_that_are_no_numbers_are_refused_by_name(tmp_path: Path) -> None:
+    pixels = picture().astype(np.float32)
+    for value in (np.nan, np.inf):
+        pixels[3, 4] = value
+        tifffile.imwrite(tmp_path / "holes.tif", pixels)
+        with pytest.raises(DataError, match=r"holes\.tif: holds NaN or infinite values"):
+            Predictor(network(normalization="image"), "cpu", "fp32")(tmp_path / "holes.tif")
 
 
 def test_statistics_of_a_picture_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,7 +229,7 @@ def train(
     from delineate.train import train as run_training
 
     result = run_training(resolved, out, resume=resume is not None, quiet=quiet, plan=proposal)
-    if not quiet:
+    if not quiet and result.report is not None:  # None: torchrun's first process speaks
         print(f"\nreport   {result.report}\nweights  {result.best}")
         print(f"try      delineate predict {result.best} PICTURES --out predictions")
 

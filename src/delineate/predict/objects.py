@@ -20,7 +20,7 @@ Method = Literal["components", "watershed", "border", "distance"]
 
 METHODS: tuple[Method, ...] = ("components", "watershed", "border", "distance")
 _NEIGHBOURS = ndimage.generate_binary_structure(2, 1)  # four
-_HEIGHTS = {"watershed": 1.0, "distance": 0.1}  # pixels; share of the deepest point
+_HEIGHTS = {"watershed": 2.0, "distance": 0.1}  # pixels; share of the deepest point
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def extract_objects(
         scores are 1. border: (H, W) bool, the inner border of objects as a network told it. distance: (H, W), a network's
         distance output: 0 at an object's edge, 1 at its deepest point.
     method: "components": pixels of one class connected by their four neighbours. "watershed": seeds are the deep places of the
-        foreground, where the distance to the background has a dome of at least `height` pixels (1 unless given).
+        foreground, where the distance to the background has a dome of at least `height` pixels (2 unless given).
         "border": seeds are the pieces that remain without the border; they grow back into it. "distance": seeds are the
         domes of `distance`, at least `height` (0.1) high. Seeds grow over the foreground that is connected with them.
     min_area, min_score: objects with fewer pixels, or a lower score, are left out.
@@ -101,12 +101,16 @@ def _domes(depth: Array, height: float) -> NDArray[np.int32]:
     """Number the domes of `depth` that rise at least `height` over the ground that joins them to a higher one.
 
     A dome is what stands above the morphological reconstruction of `depth` less `height` (Soille 2003, h-domes); the domes of
-    lower rises stay below `height` and are left out.
+    lower rises stay below `height` and are left out, except that each piece of ground over 0 keeps its highest.
     """
     above = depth - reconstruction(np.maximum(depth - height, 0), depth, footprint=_NEIGHBOURS)
     domes = _pieces(above > 0)
-    tops = np.asarray(ndimage.maximum(above, domes, np.arange(1, domes.max() + 1)))
-    return _renumber(domes, np.concatenate([[False], tops >= height * (1 - 1e-6)]))
+    numbers = np.arange(1, domes.max() + 1)
+    ground = _pieces(depth > 0)
+    highest = np.asarray(ndimage.maximum(depth, ground, np.arange(ground.max() + 1)))[ground]  # (H, W) of each pixel's piece
+    needed = np.minimum(height, np.asarray(ndimage.maximum(highest, domes, numbers))) * (1 - 1e-6)
+    tops = np.asarray(ndimage.maximum(above, domes, numbers))
+    return _renumber(domes, np.concatenate([[False], tops >= needed]))
 
 
 def _grow(seeds: NDArray[np.int32], mask: Array, elevation: Array) -> NDArray[np.int32]:

@@ -52,21 +52,21 @@ def range_factor(reader: ImageReader, conventions: Conventions) -> tuple[float, 
     """Return what pixels are multiplied by to reach the range that a network was trained on, and a note where that is not 1.
 
     A 16-bit picture for a network of 8-bit pictures, and the reverse, are scaled by the ranges of their types. Float pictures
-    are taken as they are; `DataError` where they lie in 0..1 and the network expects whole numbers up to 255 or more.
+    are taken as they are; `DataError` where they lie in 0..1 and the network expects whole numbers up to 255 or more, and where
+    they hold NaN or infinity.
     """
     expected = conventions.value_range
+    low, high = value_limits(reader) if reader.dtype.kind == "f" else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DataError("holds NaN or infinite values; replace them by numbers")
     if conventions.normalization == "image":  # mean and deviation of the picture itself make up for any factor
         return 1.0, None
     if reader.dtype == np.uint16 and expected == 255:
         return 255 / 65535, "16-bit picture scaled to the 8-bit range that the network was trained on"
     if reader.dtype == np.uint8 and expected > 255:
         return expected / 255, f"8-bit picture scaled to 0..{expected:g}, the range that the network was trained on"
-    if reader.dtype.kind == "f" and expected >= 255:
-        low, high = value_limits(reader)
-        if low >= 0 and 0 < high <= 1:
-            raise DataError(
-                f"float pixels in 0..{high:.3g}, but the network expects 0..{expected:g}; multiply them by {expected:g}"
-            )
+    if reader.dtype.kind == "f" and expected >= 255 and low >= 0 and 0 < high <= 1:
+        raise DataError(f"float pixels in 0..{high:.3g}, but the network expects 0..{expected:g}; multiply by {expected:g}")
     return 1.0, None
 
 
@@ -88,12 +88,10 @@ def picture_statistics(reader: ImageReader, conventions: Conventions) -> tuple[T
 
 
 def value_limits(reader: ImageReader) -> tuple[float, float]:
-    """Return the smallest and the largest finite value of a picture."""
-    low, high = math.inf, -math.inf
-    for part in _parts(reader):
-        finite = part[np.isfinite(part)]
-        low, high = min(low, float(finite.min(initial=math.inf))), max(high, float(finite.max(initial=-math.inf)))
-    return low, high
+    """Return the smallest and the largest value of a picture; NaN where it holds one."""
+    parts = [(float(part.min()), float(part.max())) for part in _parts(reader)]
+    lows, highs = zip(*parts, strict=True)
+    return float(np.min(lows)), float(np.max(highs))
 
 
 def _parts(reader: ImageReader) -> Iterator[np.ndarray[Any, Any]]:

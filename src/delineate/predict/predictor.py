@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, overload
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from delineate.data.objects import BACKGROUND_NAMES
 from delineate.data.windows import ImageReader, write_label_tiff
 from delineate.devices import pick_device, pick_precision
-from delineate.errors import ConfigError, suggest
+from delineate.errors import ConfigError, DataError, suggest
 from delineate.files import atomic_path
 from delineate.predict.labels import LabelRows, decode_scores, join_rows
 from delineate.predict.network import ScoringNetwork
@@ -46,7 +47,8 @@ class Predictor:
         convolutions, whose windows are exact). flips: average over four mirrored views. batch: windows at once; None: 1 on a
         CPU, 8 elsewhere.
     objects: how objects are told apart: components, watershed, border, distance, none, or auto: as the network was trained,
-        and components where it only knows classes, the first of which is the background. min_area: pixels of the smallest.
+        and components where it only knows classes, the first of which is the background. min_area: pixels of the smallest
+        that is kept.
     compile: compile the network with torch.compile; worthwhile for many pictures of one size, or large ones.
     """
 
@@ -62,7 +64,7 @@ class Predictor:
         flips: bool = False,
         batch: int | None = None,
         objects: Method | Literal["auto", "none"] = "auto",
-        min_area: int = 0,
+        min_area: int = 10,
         compile: bool = False,
     ) -> None:
         model = weights if isinstance(weights, nn.Module) else load_model(weights)
@@ -103,13 +105,10 @@ class Predictor:
         """Predict one picture, or one page of a TIFF; `name` is that of the results: by default the file's, or "image"."""
         start = time.perf_counter()
         path = Path(source) if isinstance(source, str | Path) else None
-        reader = open_picture(source, frame)
-        try:
+        with _opened(source, frame) as reader:
             strips, note = self.strips(reader, objects=self.objects != "none")
             _, height, width = reader.shape
             rows = join_rows(strips, height)
-        finally:
-            reader.close()
         results = Results(
             size=(height, width),
             classes=self.classes,
@@ -133,15 +132,12 @@ class Predictor:
 
         Neither the picture (if it is a TIFF of strips or tiles) nor its labels are ever in memory as a whole.
         """
-        reader = open_picture(source, frame)
-        try:
+        with _opened(source, frame) as reader:
             strips, note = self.strips(reader, objects=False)
             _, height, width = reader.shape
             dtype = np.dtype(np.uint8 if len(self.classes) <= 256 else np.uint16)
             with atomic_path(out) as temporary:
                 write_label_tiff(temporary, (strip.content.semantic for strip in strips), height, width, dtype)
-        finally:
-            reader.close()
         if note:
             warnings.warn(f"{source}: {note}", stacklevel=2)
         return height, width
@@ -208,6 +204,21 @@ def _choose_objects(objects: str, conventions: Conventions, background: int | No
     if conventions.outputs in ("border", "distance"):
         return conventions.outputs
     return "components" if conventions.outputs == "classes" and background is not None else "none"
+
+
+@contextmanager
+def _opened(source: Source, frame: int) -> Iterator[ImageReader]:
+    """Open a picture, and put the file's name in front of a `DataError` that lacks it."""
+    try:
+        reader = open_picture(source, frame)
+        try:
+            yield reader
+        finally:
+            reader.close()
+    except DataError as error:
+        if not isinstance(source, str | Path) or str(error).startswith(str(source)):
+            raise
+        raise DataError(f"{source}: {error}") from error
 
 
 def _without_gradients(strips: Iterator[Strip]) -> Iterator[Strip]:
