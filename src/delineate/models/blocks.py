@@ -52,8 +52,8 @@ class NearestConv(nn.Module):
     sum is one tap of a 4x4 transposed convolution of stride 2. That needs 4 instead of 9 multiplications an output pixel, and
     its result and gradients are the same up to rounding.
 
-    The weight is (in channels, out channels, 3, 3), as transposed convolutions have it: turning it round at each step would take
-    as long as the convolution.
+    The weight is (in channels, out channels, 3, 3), as transposed convolutions have it: turning it round at each step would
+    take as long as the convolution.
     """
 
     spread: Tensor
