@@ -28,7 +28,7 @@ from delineate.train.checkpoint import Progress, load_state, save_state
 from delineate.train.ema import AverageModel
 from delineate.train.logging import Display, TensorBoard, peak_memory
 from delineate.train.optim import build_optimizer, learning_rate, set_learning_rate
-from delineate.train.processes import Stop, first_process, launch, over_processes
+from delineate.train.processes import Stop, first_process, launch, over_processes, under_torchrun
 from delineate.train.runfolder import RunFolder
 from delineate.train.step import StepResult, training_step
 from delineate.train.validate import Validation
@@ -82,6 +82,8 @@ def train(
     instead of that at `config.data.path`. Raises `ConfigError`, `DataError` or another `DelineateError` of one line, and
     KeyboardInterrupt after Ctrl-C or SIGTERM, when its state is saved.
     """
+    if plan is not None and under_torchrun():
+        raise ConfigError("the processes of torchrun would each make their own plan; write one: delineate plan DATA --out FILE")
     folder = RunFolder(Path(out))
     folder.check(config, resume=resume)
     job = Job(config, folder, resume, quiet, None if plan is None else plan.to_json(), model, dataset)

@@ -70,7 +70,7 @@ def launch(config: TrainConfig, job: Job) -> None:
     An error in one process ends all, and is raised once. Raises KeyboardInterrupt after Ctrl-C or SIGTERM.
     """
     fabric = make_fabric(config)
-    if TorchElasticEnvironment.detect():
+    if under_torchrun():
         fabric.launch()
         with Stop(signal.SIGINT, signal.SIGTERM, impatient=False) as stop, _first_error_only(fabric):
             job(fabric, stop)
@@ -86,7 +86,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
     """Return Fabric for the device, processes and precision of `config`; raises `ConfigError` where they cannot be."""
     device = pick_device(config.device)
     precision = cast("Any", PRECISIONS[pick_precision(config.precision, device)])
-    if TorchElasticEnvironment.detect():
+    if under_torchrun():
         local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         if config.devices not in (1, local):
             raise ConfigError(f"devices is {config.devices}, but torchrun started {local} processes here; leave devices away")
@@ -113,9 +113,14 @@ def over_processes(fabric: Fabric, values: Tensor, how: Literal["sum", "mean"]) 
     return values.cpu()
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, as one of several."""
+    return TorchElasticEnvironment.detect()
+
+
 def first_process() -> bool:
     """Whether this process speaks and writes for the run, once `launch` has returned."""
-    return not TorchElasticEnvironment.detect() or os.environ["RANK"] == "0"
+    return not under_torchrun() or os.environ["RANK"] == "0"
 
 
 def _spawn(fabric: Fabric, job: Job) -> None:
