@@ -122,7 +122,7 @@ def run(which: str, config: TrainConfig, dataset: Dataset, out: Path, em: bool) 
 
 def per_image(evaluation: Evaluation, key: str) -> np.ndarray:
     """Return the number `key` of every validation picture."""
-    return np.array([image[key] for image in evaluation.images], dtype=np.float64)
+    return np.array([getattr(image, key) for image in evaluation.images], dtype=np.float64)
 
 
 def main() -> None:
