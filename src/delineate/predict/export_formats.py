@@ -33,10 +33,12 @@ FORMATS = ("png", "overlay", "coco", "yolo", "labelme")
 class ResultsWriter:
     """Writes the results of one or many pictures to the folder `out`; as a context, it ends with what all pictures share.
 
-    png: masks/NAME.png, class ids with a palette; instances/NAME.png, object ids in 16 bits (.tif in 32 beyond 65,535 objects);
-        classes.txt. With the pictures in images/ beside them this is a data set that `open_dataset` reads.
-    overlay: overlays/NAME.png. coco: coco.json, run-length codes, with scores. labelme: labelme/NAME.json, polygons, or a mask
-        where an object has holes. yolo: labels/NAME.txt, a polygon a line, larger objects first, and data.yaml.
+    - png: masks/NAME.png, class ids with a palette; instances/NAME.png, object ids in 16 bits (.tif in 32 beyond 65,535
+      objects); classes.txt. With the pictures in images/ beside them this is a data set that `open_dataset` reads.
+    - overlay: overlays/NAME.png.
+    - coco: coco.json, run-length codes, with scores.
+    - labelme: labelme/NAME.json, polygons, or a mask where an object has holes.
+    - yolo: labels/NAME.txt, a polygon a line, larger objects first, and data.yaml.
 
     Where there are only classes, the connected pieces of each are the objects of coco, yolo and labelme. Polygons follow the
     edges of pixels. `losses` says how many objects have holes or several pieces, which yolo does not keep.

@@ -49,17 +49,21 @@ def extract_objects(
 ) -> Objects:
     """Tell the objects of a label picture apart; pixels of class 0 belong to none.
 
-    classes: (H, W) class ids. foreground: (H, W) probability of any class but 0, from which the scores are made; without it all
-        scores are 1. border: (H, W) bool, the inner border of objects as a network told it. distance: (H, W), a network's
-        distance output: 0 at an object's edge, 1 at its deepest point.
-    method: "components": pixels of one class connected by their four neighbours. "watershed": seeds are the deep places of the
-        foreground, where the distance to the background has a dome of at least `height` pixels (2 unless given).
-        "border": seeds are the pieces that remain without the border; they grow back into it. "distance": seeds are the
-        domes of `distance`, at least `height` (0.1) high. Seeds grow over the foreground that is connected with them.
-    min_area, min_score: objects with fewer pixels, or a lower score, are left out.
+    Methods: "components": pixels of one class connected by their four neighbours. "watershed": seeds are the deep places of the
+    foreground, where the distance to the background has a dome of at least `height` pixels (2 unless given). "border": seeds
+    are the pieces that remain without the border; they grow back into it. "distance": seeds are the domes of `distance`, at
+    least `height` (0.1) high. Seeds grow over the foreground that is connected with them. The class of an object is that of
+    most of its pixels. Raises `ConfigError` for an unknown method, or where what it needs is missing.
 
-    The class of an object is that of most of its pixels. Raises `ConfigError` for an unknown method, or where what it needs is
-    missing.
+    Args:
+        classes: (H, W) class ids.
+        method: one of the above.
+        foreground: (H, W) probability of any class but 0, from which the scores are made; without it all scores are 1.
+        distance: (H, W), a network's distance output: 0 at an object's edge, 1 at its deepest point.
+        border: (H, W) bool, the inner border of objects as a network told it.
+        min_area: objects with fewer pixels are left out.
+        min_score: objects with a lower score are left out.
+        height: of the domes that become seeds.
 
     >>> extract_objects(np.array([[1, 1, 0, 2], [0, 0, 0, 2]])).labels.tolist()
     [1, 2]

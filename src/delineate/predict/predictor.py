@@ -37,19 +37,23 @@ WINDOW = 512
 class Predictor:
     """Predicts pictures of any size with one network.
 
-    weights: a .safetensors file, or a module with `classes` and `conventions` (as `load_model` returns); the predictor works on
-        a copy, so the module may go on being trained.
-    device: auto, cpu, cuda, cuda:N, mps. precision: fp32, bf16, fp16, or auto: bf16 where the device computes it fast.
-    score_threshold: objects with a lower score (mean foreground probability) are left out; for multilabel networks, the
-        probability from which a pixel belongs to a class.
-    window: largest side that is predicted in one piece, or (height, width); None: pictures up to 1024 x 1024 pixels whole,
-        larger ones in windows of 512. overlap: share of a window that its neighbour predicts too (none for networks with valid
-        convolutions, whose windows are exact). flips: average over four mirrored views. batch: windows at once; None: 1 on a
-        CPU, 8 elsewhere.
-    objects: how objects are told apart: components, watershed, border, distance, none, or auto: as the network was trained,
-        and components where it only knows classes, the first of which is the background. min_area: pixels of the smallest
-        that is kept.
-    compile: compile the network with torch.compile; worthwhile for many pictures of one size, or large ones.
+    Args:
+        weights: a .safetensors file, or a module with `classes` and `conventions` (as `load_model` returns); the predictor works
+            on a copy, so the module may go on being trained.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: fp32, bf16, fp16, or auto: bf16 where the device computes it fast.
+        score_threshold: objects with a lower score (mean foreground probability) are left out; for multilabel networks, the
+            probability from which a pixel belongs to a class.
+        window: largest side that is predicted in one piece, or (height, width); None: pictures of up to 1024 x 1024 pixels
+            whole, larger ones in windows of 512.
+        overlap: share of a window that its neighbour predicts too; none for networks with valid convolutions, whose windows
+            are exact.
+        flips: average over four mirrored views.
+        batch: windows at once; None: 1 on a CPU, 8 elsewhere.
+        objects: how objects are told apart: components, watershed, border, distance, none, or auto: as the network was
+            trained, and components where it only knows classes, the first of which is the background.
+        min_area: pixels of the smallest object that is kept.
+        compile: compile the network with torch.compile; worthwhile for many pictures of one size, or large ones.
     """
 
     def __init__(

@@ -52,17 +52,21 @@ def predict_windows(
 ) -> Iterator[Strip]:
     """Predict a picture of any size window by window; yields its rows from the top as soon as they are finished.
 
-    picture: a reader, or a tensor (C, H, W). `prepare` turns windows (B, C, h, w) of stored pixels into input of the network.
-    network: float (B, C, h, w) -> scores (B, K, h - 2m, w - 2m), which are averaged. It may state `margin` m (pixels lost on
-        each side), `stride` (of its coarsest map) and `smallest` (its smallest input side), as the networks of the zoo do.
-    decode: takes the scores (K, rows, W) float32 of finished rows; its result is the strip's content. The scores are
-        overwritten afterwards: class scores of the whole picture are never held.
-    window: largest height and width that a window predicts. A picture that is no larger is predicted in one piece.
-    overlap: least share of a window that its neighbour predicts too. blend: weight of a pixel by its place in the window.
-    flips: average over the four mirrored views. batch: windows (and views) that the network gets at once.
-
     Networks with a margin get the pixels around each window, mirrored at the borders of the picture (the U-Net paper's
     overlap-tile), and the windows start at multiples of the stride, so that the result is that of the whole mirrored picture.
+
+    Args:
+        network: float (B, C, h, w) -> scores (B, K, h - 2m, w - 2m), which are averaged. It may state `margin` m (pixels lost
+            on each side), `stride` (of its coarsest map) and `smallest` (its smallest input side), as networks of the zoo do.
+        picture: a reader, or a tensor (C, H, W).
+        decode: takes the scores (K, rows, W) float32 of finished rows; its result is the strip's content. The scores are
+            overwritten afterwards: class scores of the whole picture are never held.
+        prepare: turns windows (B, C, h, w) of stored pixels into the network's input.
+        window: largest height and width that a window predicts. A picture that is no larger is predicted in one piece.
+        overlap: least share of a window that its neighbour predicts too.
+        blend: weight of a pixel by its place in the window.
+        flips: average over the four mirrored views.
+        batch: windows (and views) that the network gets at once.
     """
     reader = ArrayReader(picture) if isinstance(picture, Tensor) else picture
     if batch < 1 or not 0 <= overlap < 1:
