@@ -38,8 +38,8 @@ class Predictor:
     """Predicts pictures of any size with one network.
 
     Args:
-        weights: a .safetensors file, or a module with `classes` and `conventions` (as `load_model` returns); the predictor works
-            on a copy, so the module may go on being trained.
+        weights: a .safetensors file, or a module with `classes` and `conventions` (as `load_model` returns); the predictor
+            works on a copy, so the module may go on being trained.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: fp32, bf16, fp16, or auto: bf16 where the device computes it fast.
         score_threshold: objects with a lower score (mean foreground probability) are left out; for multilabel networks, the
