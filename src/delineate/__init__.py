@@ -26,7 +26,7 @@ _NAMES = {
 }
 _MODULES = ("data", "losses", "metrics", "models", "weights")
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "Predictor",
     "Results",
     "create_model",
