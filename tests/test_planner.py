@@ -302,6 +302,16 @@ def test_plan_is_written_and_read(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "model.options.width" in printed
 
 
+@pytest.mark.usefixtures("untimed")
+def test_plan_names_the_file_that_was_opened(real_data: Path) -> None:
+    """Two annotation files lie in one folder; the plan is for the one that was given."""
+    file = real_data / "coco2017_mini" / "annotations" / "instances_val2017.json"
+    config = plan(open_dataset(file), path=file, device="cpu", minutes=1).config
+    assert config.data.path == file.resolve()
+    assert open_dataset(config.data.path, config.data.format).classes == open_dataset(file).classes
+    assert not config.augment.rotate90
+
+
 def test_plans_train(tmp_path: Path) -> None:
     """One step of a planned training, with the planned network, loss and batches, lowers nothing but raises no error."""
     from delineate.data import make_loader

@@ -71,7 +71,7 @@ def _table(title: str, first: str, *columns: str) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    table.add_column(first, no_wrap=True, max_width=34)
+    table.add_column(first, no_wrap=True, max_width=24 if len(columns) > 3 else 40)
     for column in columns:
         table.add_column(column, justify="right")
     return table

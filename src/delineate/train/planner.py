@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +72,7 @@ class Pace:
 def plan(
     dataset: Dataset,
     *,
+    path: str | Path | None = None,
     device: str = "auto",
     minutes: float | None = None,
     model: str | None = None,
@@ -78,10 +80,11 @@ def plan(
 ) -> Plan:
     """Propose model, patch, batch, augmentation, loss and schedule for `dataset` on this machine.
 
-    `device` as in `pick_device`. `minutes`: length of the training (default: 15 on a CPU; on a GPU 250 epochs, however long).
-    `model`: a name of the zoo (default: "unet"). `memory`: bytes that are free on the device (default: measured). A few
-    training steps are timed (under about 20 s); all else depends on the data alone. Raises `DataError` for data without
-    outlines or with a single picture, `ConfigError` for an unknown device or model, or where no picture fits in memory.
+    `path`: what `dataset` was opened from (default: its folder). `device` as in `pick_device`. `minutes`: length of the
+    training (default: 15 on a CPU; on a GPU 250 epochs, however long). `model`: a name of the zoo (default: "unet"). `memory`:
+    bytes that are free on the device (default: measured). A few training steps are timed (under about 20 s); all else depends
+    on the data alone. Raises `DataError` for data without outlines or with a single picture, `ConfigError` for an unknown
+    device or model, or where no picture fits in memory.
     """
     if minutes is not None and not 0 < minutes < math.inf:
         raise ConfigError(f"minutes is {minutes}; give a length above 0, such as --minutes 15")
@@ -94,7 +97,7 @@ def plan(
     torch_device = pick_device(device)
     free = available_memory(torch_device) if memory is None else memory
     machine = Machine(torch_device, pick_precision("auto", torch_device), free, _cores())
-    config, reasons = _choices(dataset, statistics, machine, model or "unet")
+    config, reasons = _choices(Path(path or dataset.root), dataset, statistics, machine, model or "unet")
     config, sized = _fit(config, statistics, machine)
     if minutes is None and not machine.fast:
         minutes = CPU_MINUTES
@@ -106,7 +109,7 @@ def plan(
 
 
 def _choices(
-    dataset: Dataset, statistics: DatasetStatistics, machine: Machine, model: str
+    path: Path, dataset: Dataset, statistics: DatasetStatistics, machine: Machine, model: str
 ) -> tuple[TrainConfig, rules.Reasons]:
     """Everything that the data alone decide, with a first guess of what the machine does."""
     inputs, reasons = rules.choose_input(statistics)
@@ -127,7 +130,7 @@ def _choices(
     loss, why_loss = rules.choose_loss(statistics, outputs, model)
     reasons["model.name"] = "U-Net learns from few pictures" if model == "unet" else "as asked"
     config = TrainConfig(
-        data=DataConfig(path=dataset.root.resolve(), format=_format(dataset)),
+        data=DataConfig(path=path.resolve(), format=_format(dataset)),
         input=inputs,
         model=ModelConfig(name=model, options=options, outputs=outputs),
         augment=augment,
