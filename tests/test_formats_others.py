@@ -239,7 +239,7 @@ def test_cityscapes_label_ids_become_train_ids(tmp_path: Path) -> None:
         "val": ["munster_000000_000019"],
         "test": ["bonn_000000_000019"],
     }
-    # As the published table has it: road 7 -> 0, sidewalk 8 -> 1, sky 23 -> 10, person 24 -> 11, bicycle 33 -> 18, the rest ignored.
+    # The published table: road 7 -> 0, sidewalk 8 -> 1, ... sky 23 -> 10, person 24 -> 11, ... bicycle 33 -> 18.
     loaded = semantic(dataset)
     table = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14}
     table |= {28: 15, 31: 16, 32: 17, 33: 18}
