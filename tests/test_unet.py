@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from delineate.errors import ConfigError
@@ -19,25 +21,17 @@ from delineate.models.blocks import InstanceNorm, Merge, NearestConv, bilinear_c
 from delineate.models.unet import pad_to_multiple
 
 
-def from_smp(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """The weights of smp.Unet under our names."""
-    ours: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        part, _, rest = name.partition(".")
-        if part == "encoder":
-            ours[f"encoder.net.{rest}"] = tensor
-        elif part == "segmentation_head":
-            ours[f"head.{rest.removeprefix('0.')}"] = tensor
-        elif rest.endswith("conv1.0.weight"):  # theirs convolves [up, skip]
-            block = rest.split(".")[1]
-            up_channels = model.decoder.blocks[int(block)].merge.up.weight.shape[0]
-            ours[f"decoder.blocks.{block}.merge.up.weight"] = tensor[:, :up_channels].transpose(0, 1)
-            if up_channels < tensor.shape[1]:
-                ours[f"decoder.blocks.{block}.merge.skip.weight"] = tensor[:, up_channels:]
-        else:
-            rest = rest.replace("conv1.1.", "norm.").replace("conv2.0.", "conv.conv.").replace("conv2.1.", "conv.norm.")
-            ours[f"decoder.{rest}"] = tensor
-    return ours
+def load_benchmark_module(name: str) -> Any:
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+from_smp = load_benchmark_module("_smp").from_smp
 
 
 @pytest.fixture(scope="module")
