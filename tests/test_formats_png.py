@@ -179,12 +179,13 @@ def test_stacks_give_a_record_for_each_page(tmp_path: Path) -> None:
         ({"x/a.png": None, "x/a_mask.png": None, "x/a_seg.png": None}, "two label pictures fit it"),
         ({"images/a.png": None, "images/a.jpg": None, "masks/a.png": None}, "is the label of two pictures"),
         ({"notes.txt": None}, "no data set found"),
+        ({"images/a.png": None, "labels/a.txt": None}, r"labels/a\.txt looks like YOLO, which needs a data YAML"),
     ],
 )
 def test_folders_that_cannot_be_read_say_why(tmp_path: Path, files: dict[str, None], words: str | None) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        put(tmp_path / name, binary()) if name != "notes.txt" else (tmp_path / name).write_text("x")
+        put(tmp_path / name, binary()) if name.endswith(("png", "jpg")) else (tmp_path / name).write_text("x")
     if words is None:
         assert pairs(open_dataset(tmp_path)) == {("a.png", "a.png")}
         return
@@ -318,7 +319,7 @@ def test_mask_of_another_size(tmp_path: Path) -> None:
 def test_object_ids_are_concluded_from_the_values(tmp_path: Path, dtype: type) -> None:
     dataset = open_dataset(folder_of(tmp_path, cells(3, dtype), cells(11, dtype), cells(7, dtype)))
     assert (dataset.kind, dataset.classes, dataset.semantic_classes) == ("instance", ("object",), ("background", "object"))
-    assert any("read as instance maps" in note and "--format png:semantic" in note for note in dataset.notes)
+    assert any("(instance maps)" in note and "--format png:semantic" in note for note in dataset.notes)
     sample = load_sample(dataset, dataset.records[1], ("semantic", "instance_map", "masks", "boxes"))
     assert sample.masks is not None
     assert sample.boxes is not None

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from delineate.data.dataset import Dataset, Instance, Record
-from delineate.data.decode import Array, read_pixels, stored_orientation
+from delineate.data.decode import Array, missing, read_pixels, stored_orientation
 from delineate.data.formats.problems import Problems
 from delineate.data.geometry import crosses_itself, polygon_area
 from delineate.data.load import check_stated_size, has_extent, load_instance_map, load_object_classes, load_semantic
@@ -98,8 +98,10 @@ def check_dataset(path: str | Path, format: str | None = None) -> CheckReport:
     class list, damaged run-length codes, objects wholly outside the image, the same picture in two splits. Warnings: pictures
     without any object or with background alone, degenerate or self-crossing polygons, outlines, boxes and keypoints that
     reach outside, near-duplicates across splits (256-bit difference hash, at most 12 bits apart), EXIF orientations, ids given
-    twice, rare or missing classes.
+    twice, rare or missing classes. Raises `DataError` only where `path` does not exist.
     """
+    if not Path(path).exists():
+        raise missing(path)
     problems = Problems(collect=True)
     try:
         dataset = open_dataset(path, format, problems)

@@ -88,9 +88,9 @@ def load_object_classes(label_map: LabelMap, image: Path, ids: Array, num_classe
     if label_map.classes is None:
         return np.zeros(count, np.int64), None
     classes = load_semantic(label_map.classes, image, ids.shape, num_classes + 1)
-    votes = np.zeros((count + 1, num_classes + 1), np.int64)
     counted = (classes != IGNORE) & (ids > 0)
-    np.add.at(votes, (ids[counted], classes[counted]), 1)
+    pairs = ids[counted].astype(np.int64) * (num_classes + 1) + classes[counted]
+    votes = np.bincount(pairs, minlength=(count + 1) * (num_classes + 1)).reshape(count + 1, num_classes + 1)
     votes[:, 0] = 0  # an object is never background
     if without := np.flatnonzero(votes[1:].sum(1) == 0).tolist():
         message = f"{label_map.path}: object {without[0] + 1} has no class in {label_map.classes.path}; draw it there too"
@@ -212,7 +212,8 @@ def instance_mask(instance: Instance, size: tuple[int, int], record: Record) -> 
     try:
         return decode_rle(segmentation_rle(instance.segmentation, size))
     except DataError as error:
-        raise DataError(f"{record.image}: object {instance.id if instance.id is not None else ''}: {error}") from error
+        name = "an object" if instance.id is None else f"object {instance.id}"
+        raise DataError(f"{record.image}: {name}: {error}") from error
 
 
 def instance_box(instance: Instance, mask: Array | None, size: tuple[int, int], record: Record) -> tuple[float, ...]:

@@ -18,7 +18,6 @@ from delineate.data.objects import outlined_only
 from delineate.errors import DataError
 
 VARIANTS = ("semantic", "instance")
-_FORCE = "force it with --format png:semantic or png:instance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,8 @@ def _instance_dataset(dataset: Dataset, pictures: list[_Picture], table: ClassTa
         classes = table.names[1:]  # the first is the background
     if variant is None and not own_folder:
         first = next(p.mask[0].parent for p in pictures if p.mask)
-        notes.append(f"label pictures in {_inside(dataset.root, first)} read as instance maps, an object each id; {_FORCE}")
+        where = f"label pictures in {_inside(dataset.root, first)}"
+        notes.append(f"{where} hold an object each id (instance maps); if the ids are classes: --format png:semantic")
     records = []
     for picture in pictures:
         page = picture.instances if own_folder else picture.mask
@@ -185,6 +185,9 @@ def _refuse_nothing(root: Path, pairs: list[Pair], orphans: list[Path]) -> None:
     if orphans and pairs:
         example = f"{_inside(root, orphans[0])} and {_inside(root, pairs[0].image)} for example"
         raise DataError(f"{root}: no label picture fits an image, {example}; give both the same stem")
+    if text := next(root.glob("**/labels/**/*.txt"), None):
+        fix = "which needs a data YAML with 'train' and 'names'; write one"
+        raise DataError(f"{root}: {_inside(root, text)} looks like YOLO, {fix}")
     if pairs:
         expected = "expected masks/ (or labels/) with the same stems beside images/"
         raise DataError(f"{root}: {len(pairs)} images but no label pictures; {expected}")

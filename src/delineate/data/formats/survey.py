@@ -84,7 +84,8 @@ def infer_classes(survey: Survey, where: str, lossy: bool) -> tuple[ClassTable, 
     ids = sorted(values - {IGNORE})
     if ids[-1] < 3 * len(ids) and ids[-1] < IGNORE:
         names = tuple(f"class_{i}" for i in range(ids[-1] + 1))
-        note = f"{where} hold ids 0..{ids[-1]}" + (", 255 is not counted" if IGNORE in values else "") + f"; {hint}"
+        void = ", 255 is not counted" if IGNORE in values else ""
+        note = f"{where} hold class ids 0..{ids[-1]}{void}; {hint}, or if they are objects: --format png:instance"
         return ClassTable(names, None), [note]
     if len(values) <= 32:
         grey: dict[Key, int] = {value: i for i, value in enumerate(survey.values)}
