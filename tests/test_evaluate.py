@@ -188,7 +188,7 @@ def test_classes_must_fit(tmp_path: Path) -> None:
     evaluation = evaluate(predictor_of("background", "nucleus"), dataset, dataset.records, split="all")
     assert evaluation.summary["mean_iou"] == 1.0
     assert "nucleus" in evaluation.notes[0]
-    with pytest.raises(DataError, match="'val' has no pictures"):
+    with pytest.raises(DataError, match="'val' has no pictures with a truth"):
         evaluate(predictor_of("background", "foreground"), dataset, (), split="val")
 
 
@@ -200,3 +200,16 @@ def test_class_order_follows_names(tmp_path: Path) -> None:
     evaluation = evaluate(predictor_of("background", "dog", "cat"), dataset, dataset.records, split="all")
     assert evaluation.summary["mean_iou"] == 1.0
     assert evaluation.classes == ("background", "cat", "dog")
+
+
+def test_pictures_without_truth_are_left_out_with_a_note(tmp_path: Path) -> None:
+    truth = np.eye(6, dtype=np.uint8)
+    for name in ("a", "b"):
+        write_pair(tmp_path, name, truth, truth)
+    Image.fromarray(truth).save(tmp_path / "images" / "c.png")
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.records) == 3
+    evaluation = evaluate(predictor_of("background", "foreground"), dataset, dataset.records, split="all")
+    assert len(evaluation.images) == 2
+    assert "1 of 3 pictures have no truth" in evaluation.notes[0]
+    assert score(tmp_path / "masks", tmp_path).summary["mean_iou"] == 1.0

@@ -20,7 +20,7 @@ from delineate.errors import DataError
 from delineate.files import atomic_path, make_folder
 from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore, Labelling
 from delineate.predict.predictor import Predictor
-from delineate.predict.reading import align_classes, read_labelling, truth_size
+from delineate.predict.reading import align_classes, has_truth, read_labelling, truth_size
 from delineate.predict.results import Results
 from delineate.predict.score import membrane_class
 
@@ -43,10 +43,12 @@ def evaluate(
     Numbers of pixels; for data of objects, where the network tells objects apart, also those of objects at fixed IoU; with `em`
     ISBI 2012's scores of the segments between membranes (a name: of the class that separates them); 95 % bootstrap intervals
     over pictures. `previews`: a folder for drawings of truth, prediction and errors of the worst, the best and some other
-    pictures. Raises `DataError` for pictures without a truth, and where the classes of network and data differ.
+    pictures. Pictures without a truth are left out, with a note. Raises `DataError` where nothing is left, and where the
+    classes of network and data differ.
     """
-    if not records:
-        raise DataError(f"{dataset.root}: the split '{split}' has no pictures to evaluate")
+    known = [record for record in records if has_truth(record)]
+    if not known:
+        raise DataError(f"{dataset.root}: '{split}' has no pictures with a truth to evaluate on; choose another --split")
     task = _Task(predictor, dataset)
     membrane = membrane_class(dataset.semantic_classes, em) if em else None
     evaluator = Evaluator(
@@ -56,12 +58,14 @@ def evaluate(
         membrane=None if task.multilabel else membrane,
     )
     evaluator.notes += task.notes
-    for record in records:
+    if len(known) < len(records):
+        evaluator.notes.append(f"{len(records) - len(known)} of {len(records)} pictures have no truth and are left out")
+    for record in known:
         evaluator.add(record.name, task.prediction(record), task.truth(record), str(record.image))
     evaluation = evaluator.finish(split, intervals=intervals)
     if previews is None:
         return evaluation
-    return replace(evaluation, images=_draw_previews(task, records, evaluation.images, make_folder(previews)))
+    return replace(evaluation, images=_draw_previews(task, known, evaluation.images, make_folder(previews)))
 
 
 class _Task:

@@ -38,7 +38,7 @@ def read_labelling(dataset: Dataset, record: Record, image: Path, size: tuple[in
     if record.instances is not None:
         return _paint(record, size, threshold)
     if record.label_map is None:
-        raise DataError(f"{image}: has no truth in {dataset.root}; add its label or leave the picture out")
+        raise DataError(f"{image}: has no labels in {dataset.root}; add them or leave the picture out")
     if record.label_map.kind == "semantic":
         return Labelling(load_semantic(record.label_map, image, size, len(dataset.semantic_classes)))
     ids = load_instance_map(record.label_map, image, size)
@@ -272,7 +272,8 @@ def pair_records(predictions: Dataset, truth: Dataset) -> Pairs:
     Names agree when they are equal, when they would be as file names, or when the prediction has the name of the truth's image
     or label picture. Raises `DataError` naming what is missing and what is too much.
     """
-    wanted = {"all": tuple(r for s, rs in truth.splits.items() if s != "unlabelled" for r in rs), **truth.splits}
+    splits = {split: tuple(filter(has_truth, records)) for split, records in truth.splits.items()}
+    wanted = {"all": tuple(record for records in splits.values() for record in records), **splits}
     found = {name: record for record in predictions.records for name in _names(record)}
     for split, records in wanted.items():
         partners = [_partner(record, found) for record in records]
@@ -314,6 +315,11 @@ def align_classes(predicted: Sequence[str], truth: Sequence[str], where: str) ->
         raise DataError(f"{where} has the classes {_some(predicted)}, the truth {_some(truth)}; the names must agree")
     note = f"{where} calls its classes {_some(predicted)}; taken in order for {_some(truth)}"
     return np.arange(len(truth)), note
+
+
+def has_truth(record: Record) -> bool:
+    """Whether a picture is annotated, if only as empty."""
+    return record.label_map is not None or record.instances is not None
 
 
 def truth_size(record: Record) -> tuple[int, int]:
