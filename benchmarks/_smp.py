@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def from_smp(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename what `smp.Unet(...).state_dict()` holds, or gradients under the same names, for our `unet` with the same encoder."""
+    """Rename what `smp.Unet(...).state_dict()` holds, or gradients of the same names, for our `unet` of the same encoder."""
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():
         part, _, rest = name.partition(".")

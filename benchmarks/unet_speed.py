@@ -2,7 +2,7 @@
 
     python benchmarks/unet_speed.py --batch 8 --size 256 --repeats 15
 
-Contestants: segmentation_models.pytorch (smp) as its users run it (eager, contiguous tensors, autocast for bf16) and at its best
+Contestants: segmentation_models.pytorch (smp) as its users run it (eager, contiguous, autocast for bf16) and at its best
 (channels last, torch.compile); ours as `delineate train` and `delineate predict` run it, and compiled. They take turns, so that
 a busy moment of the machine hits all; medians are compared. The numbers go to benchmarks/results/unet_speed.json.
 """
