@@ -323,6 +323,18 @@ class TestResume:
             train(make_config(data), run, resume=True, quiet=True)
         assert not (run / "evil").exists()
 
+    def test_other_data(self, reference: tuple[Path, float], run: Path, tmp_path: Path) -> None:
+        """The same path, but a picture more: the epochs would be others."""
+        from dataclasses import replace
+
+        from delineate.data import open_dataset
+
+        config = load_config(run / "config.yaml")
+        dataset = open_dataset(config.data.path)
+        fewer = replace(dataset, splits=dataset.splits | {"train": dataset.splits["train"][:-1]})
+        with pytest.raises(DataError, match="other pictures or classes than when the run"):
+            train(config, run, resume=True, quiet=True, dataset=fewer)
+
     def test_the_state_of_another_network(self, data: Path, run: Path) -> None:
         state = torch.load(run / "state" / "last.pt", weights_only=True)
         state["model"].pop(next(iter(state["model"])))

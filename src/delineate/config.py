@@ -130,7 +130,7 @@ class TrainConfig(Strict):
     devices: int = Field(default=1, ge=1, description="processes on this machine (DDP)")
     nodes: int = Field(default=1, ge=1)
     workers: int = Field(default=2, ge=0, description="loader processes")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     deterministic: bool = False
     monitor: str = Field(default="mean_iou", description="validation number that picks the best checkpoint; larger is better")
     patience: int | None = Field(default=None, ge=1, description="epochs without improvement before the run ends early")
@@ -152,7 +152,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
         raise ConfigError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {type(content).__name__}, expected keys and values such as 'data: ...'")
-    data = content.get("data")
+    data: Any = content.get("data")
     if isinstance(data, str):
         content["data"] = data = {"path": data}
     if isinstance(data, dict) and "path" in data:

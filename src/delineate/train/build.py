@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,6 +34,12 @@ def prepare_dataset(config: DataConfig, dataset: Dataset | None = None) -> Datas
             known = tuple(dataset.splits)
             raise ConfigError(f"data.{key}_split '{name}': {dataset.root} has {', '.join(known)}{suggest(name, known)}")
     return split_dataset(dataset, config.val_fraction)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Return a short text that changes with the classes and with the names of the training and validation pictures."""
+    names = [[record.name for record in dataset.splits[split]] for split in ("train", "val")]
+    return hashlib.sha256(json.dumps([dataset.semantic_classes, *names]).encode()).hexdigest()[:16]
 
 
 def conventions_of(config: TrainConfig) -> Conventions:

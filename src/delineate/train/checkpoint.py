@@ -19,6 +19,7 @@ FORMAT = 1  # changes when states can no longer be read by the version before
 class Progress:
     """Where a run is. Randomness is no part of it: it depends on the seed and on these numbers only."""
 
+    data: str = ""  # fingerprint of the data set that is trained on
     epoch: int = 0  # epochs that are finished, validation included
     batch: int = 0  # batches of the current epoch that are done
     step: int = 0  # optimiser steps, those that were skipped included

@@ -20,10 +20,10 @@ from torch import nn
 from delineate.config import TrainConfig
 from delineate.data import Dataset, make_loader
 from delineate.data.batch import Batch
-from delineate.errors import ConfigError, DelineateError, suggest
+from delineate.errors import ConfigError, DataError, DelineateError, suggest
 from delineate.files import write_json
 from delineate.losses import build_loss
-from delineate.train.build import build_model, compiled, conventions_of, prepare_dataset, reproducible, seed_step
+from delineate.train.build import build_model, compiled, conventions_of, fingerprint, prepare_dataset, reproducible, seed_step
 from delineate.train.checkpoint import Progress, load_state, save_state
 from delineate.train.ema import AverageModel
 from delineate.train.logging import Display, TensorBoard, peak_memory
@@ -129,8 +129,8 @@ class Run:
         val_loader = make_loader(dataset, val_records, config, self.conventions, train=False, **place)
         self.validation = Validation(fabric, val_loader, self.loss, self.conventions, self.classes)
         self.steps = -(-len(self.loader) // config.optimizer.accumulate)  # optimiser steps of an epoch
-        self.progress = load_state(self.folder.state, self.parts()) if resumed else Progress()
-        self._check()
+        self.progress = load_state(self.folder.state, self.parts()) if resumed else Progress(data=fingerprint(dataset))
+        self._check(dataset)
         self.notes, self.saved = notes, time.monotonic()
 
     @property
@@ -166,7 +166,7 @@ class Run:
                 self._end_epoch(row)
                 board.epoch(row)
                 if over_processes(self.fabric, torch.tensor(float(self.stop.requested)), "mean") > 0:
-                    raise KeyboardInterrupt
+                    self._interrupt()
             board.close()
 
     def _train_epoch(self) -> None:
@@ -292,14 +292,19 @@ class Run:
         self.display.note(f"{self.config.monitor} has not risen for {patience} epochs: ended after epoch {progress.epoch}")
         return True
 
-    def _check(self) -> None:
-        """Raise `ConfigError` for settings that only the parts can judge."""
+    def _check(self, dataset: Dataset) -> None:
+        """Raise `ConfigError` for settings that only the parts can judge, `DataError` where it is no longer the same data."""
         names = [name for name in self.validation.names() if name != "loss"]
         if self.config.monitor not in names:
             hint = suggest(self.config.monitor, names) or f"; it is one of {', '.join(names)}"
             raise ConfigError(f"monitor '{self.config.monitor}' is no number of the validation{hint}")
         if self.progress.epoch > self.config.epochs:
             raise ConfigError(f"epochs is {self.config.epochs}, but {self.progress.epoch} are done; give at least as many")
+        if self.progress.data != fingerprint(dataset):
+            raise DataError(
+                f"{dataset.root}: other pictures or classes than when the run in {self.folder.path} began; restore them, or "
+                f"start a new run, with --set model.weights={self.folder.last}"
+            )
 
 
 def _finish(job: Job) -> RunResult:
