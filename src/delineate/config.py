@@ -152,11 +152,10 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
         raise ConfigError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {type(content).__name__}, expected keys and values such as 'data: ...'")
-    data: Any = content.get("data")
-    if isinstance(data, str):
-        content["data"] = data = {"path": data}
-    if isinstance(data, dict) and "path" in data:
-        data["path"] = path.parent / data["path"]
+    if isinstance(content.get("data"), str):
+        content["data"] = {"path": content["data"]}
+    if isinstance(content.get("data"), dict) and "path" in content["data"]:
+        content["data"]["path"] = path.parent / content["data"]["path"]
     return build_config(content, overrides, source=str(path))
 
 
