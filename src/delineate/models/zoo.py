@@ -42,14 +42,22 @@ def unet(
 ) -> UNet:
     """Padded U-Net for pictures of any size.
 
-    encoder: "plain", two convolutions for each of `depth` levels, `width` channels doubling up to `max_width`; or any network
-        of timm that returns feature maps (then `width`, `depth` and `max_width` have no effect). "resnet34" gives the network
-        of `segmentation_models_pytorch.Unet("resnet34")`.
-    decoder_channels: of each step up, coarsest first; None: those of the plain encoder, or 256, 128, 64, 32, 16.
-    norm: "batch", "instance" or "group". activation: "relu" or "leaky_relu". upsample: "nearest", "bilinear" or "transpose".
-    dropout: probability that a channel of the coarsest map is dropped in training.
-    deep_supervision: in training return logits of the full, half, quarter ... size.
-    pretrained: start a timm encoder from its ImageNet weights.
+    With encoder="resnet34" it is the network of `segmentation_models_pytorch.Unet("resnet34")`.
+
+    Args:
+        num_classes: output channels.
+        in_channels: 1 for grey pictures, 3 for RGB.
+        encoder: "plain", two convolutions a level, or any network of timm that returns feature maps.
+        width: channels of the plain encoder's first level; each level has twice those of the one before.
+        depth: levels of the plain encoder.
+        max_width: most channels of a level of the plain encoder.
+        decoder_channels: of each step up, coarsest first; None: those of the plain encoder, or 256, 128, 64, 32, 16.
+        norm: "batch", "instance" or "group".
+        activation: "relu" or "leaky_relu".
+        upsample: "nearest", "bilinear" or "transpose".
+        dropout: probability that a channel of the coarsest map is dropped in training.
+        deep_supervision: in training return logits of the full, half, quarter ... size.
+        pretrained: start a timm encoder from its ImageNet weights.
     """
     make_norm = choose(NORMS, norm, "norm")
     slope = choose(SLOPES, activation, "activation")
