@@ -119,6 +119,9 @@ def test_repeats_bit_for_bit(data: Path, reference: tuple[Path, float]) -> None:
     assert history(reference[0])[0]["train/loss"] != history(reference[0])[-1]["train/loss"]
 
 
+SAVE_OFTEN = "import delineate.train.run; delineate.train.run.SAVE_SECONDS = 0"  # after every step, not every few minutes
+
+
 @pytest.mark.parametrize("trial", range(3))
 def test_killed_at_random_moments(data: Path, reference: tuple[Path, float], tmp_path: Path, trial: int) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
@@ -126,7 +129,7 @@ def test_killed_at_random_moments(data: Path, reference: tuple[Path, float], tmp
     chance = random.Random(seed)
     config, out = make_config(data), tmp_path / "run"
     for _ in range(2):
-        process = start(config, out, resume=(out / "config.yaml").exists())
+        process = start(config, out, resume=(out / "config.yaml").exists(), before=SAVE_OFTEN if trial else "")
         time.sleep(chance.uniform(0, reference[1]))
         process.kill()
         finish(process)
