@@ -180,7 +180,11 @@ def _gradients(run: Any, model: nn.Module, x: Tensor) -> list[Tensor]:
         ("unet", {"decoder_channels": [8, 8]}, "decoder_channels has 2 numbers ([8, 8]), encoder 'plain' needs 4"),
         ("unet", {"decoder_channels": [8, 0]}, "option 'decoder_channels' is [8, 0], expected a list of whole numbers"),
         ("unet", {"encoder": "resnet43"}, "; did you mean 'resnet34'?"),
-        ("unet", {"encoder": "mixer_b16_224"}, "encoder 'mixer_b16_224' cannot be built as a feature extractor"),
+        (
+            "unet",
+            {"encoder": "mixer_b16_224"},
+            "encoder 'mixer_b16_224' cannot be built as a feature extractor (it takes pictures of one size only)",
+        ),
         ("unet", {"encoder": "swin_tiny_patch4_window7_224"}, "choose a convolutional encoder such as 'resnet34'"),
         ("unet", {"encoder": "vit_tiny_patch14_reg4_dinov2"}, "encoder 'vit_tiny_patch14_reg4_dinov2' is unknown"),
         ("unet", {"encoder": "vit_small_patch14_dinov2"}, "shrinks by [14], not by powers of two"),

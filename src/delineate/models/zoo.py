@@ -67,18 +67,14 @@ def unet(
         return nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
 
     if encoder == "plain":
-        if pretrained:
-            raise ConfigError("pretrained=true needs a timm encoder, there are no weights for encoder 'plain'; try 'resnet34'")
-        if depth < 2:
-            raise ConfigError(f"option 'depth' is {depth}, a U-Net has at least 2 levels")
-        channels = [min(width * 2**level, max_width) for level in range(depth)]
-        body = PlainEncoder(in_channels, channels, norm=make_norm, activation=make_activation)
+        levels = _plain_levels(width, depth, max_width, pretrained)
+        body = PlainEncoder(in_channels, levels, norm=make_norm, activation=make_activation)
         initialize(body, slope)
-        widths, head_size = decoder_channels or channels[-2::-1], 1
+        widths, head_size = decoder_channels or levels[-2::-1], 1
     else:
         body = timm_encoder(encoder, in_channels, pretrained=pretrained)
         steps = body.reductions[-1].bit_length() - 1
-        widths, head_size = decoder_channels or [16 * 2 ** min(4, step) for step in reversed(range(steps))], 3
+        widths, head_size = decoder_channels or (256, 128, 64, 32, 16)[-steps:], 3
     if len(widths) != (steps := body.reductions[-1].bit_length() - 1):
         raise ConfigError(f"decoder_channels has {len(widths)} numbers ({list(widths)}), encoder '{encoder}' needs {steps}")
     decoder = UNetDecoder(
@@ -91,6 +87,15 @@ def unet(
     for module in (head, *auxiliary_heads):
         initialize(module, 1.0)  # nothing follows that would halve the variance
     return UNet(body, decoder, head, auxiliary_heads)
+
+
+def _plain_levels(width: int, depth: int, max_width: int, pretrained: bool) -> list[int]:
+    """Channels of each level of the plain encoder."""
+    if pretrained:
+        raise ConfigError("pretrained=true needs a timm encoder, there are no weights for encoder 'plain'; try 'resnet34'")
+    if depth < 2:
+        raise ConfigError(f"option 'depth' is {depth}, a U-Net has at least 2 levels")
+    return [min(width * 2**level, max_width) for level in range(depth)]
 
 
 def unet_original(num_classes: int, *, in_channels: int = 1, variant: str = "paper") -> UNetOriginal:

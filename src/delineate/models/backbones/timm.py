@@ -48,7 +48,7 @@ def timm_encoder(name: str, in_channels: int, *, pretrained: bool = False) -> Ti
     try:
         net = timm.create_model(name, features_only=True, in_chans=in_channels, pretrained=pretrained, **options)
     except Exception as error:  # timm, torch and the download raise whatever they like
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = "it takes pictures of one size only" if "dynamic_img_size" in str(error) else _one_line(error)
         wish = "; pretrained=false starts without a download" if pretrained else ""
         raise ConfigError(f"encoder '{name}' cannot be built as a feature extractor ({reason}); {CHOOSE}{wish}") from error
     features: Any = net.feature_info
@@ -68,8 +68,13 @@ def _check_maps(encoder: TimmEncoder, name: str, in_channels: int) -> None:
         with torch.no_grad():
             seen = [tuple(feature.shape) for feature in encoder.eval()(torch.zeros(1, in_channels, size, size))]
     except Exception as error:  # whatever the foreign network raises
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(f"encoder '{name}' does not take pictures of {size} x {size} ({reason}); {CHOOSE}") from error
+        raise ConfigError(
+            f"encoder '{name}' does not take pictures of {size} x {size} ({_one_line(error)}); {CHOOSE}"
+        ) from error
     encoder.train(training)
     if seen != expected:
         raise ConfigError(f"encoder '{name}' returns maps of shape {seen}, expected {expected}; {CHOOSE}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
