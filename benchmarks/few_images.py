@@ -51,12 +51,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds isbi2012_em")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--patch", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--runs", type=Path, default=Path("runs/few_images"))
     arguments = parser.parse_args()
 
-    config = config_of("isbi2012_em", arguments.data, arguments.steps, 0, arguments.patch, arguments.batch)
+    asked = {key: getattr(arguments, key) for key in ("steps", "width", "patch", "batch")}
+    config = config_of("isbi2012_em", arguments.data, seed=0, **asked)
     whole = isbi_split(open_dataset(config.data.path))
     report: dict = {
         "environment": environment(),

@@ -61,13 +61,13 @@ SETS = {
 }
 
 
-def config_of(name: str, data: Path, steps: int, seed: int, patch: int, batch: int) -> TrainConfig:
+def config_of(name: str, data: Path, *, steps: int, width: int, seed: int, patch: int, batch: int) -> TrainConfig:
     """Return the one config that both networks are trained with."""
     special = SETS[name][1]
     content = {
         "data": {"path": str(data / name)},
         "input": special.get("input", {}),
-        "model": {"name": "unet", "options": {"width": 16}} | special.get("model", {}),
+        "model": {"name": "unet", "options": {"width": width}} | special.get("model", {}),
         "augment": {
             "patch": [patch, patch],
             "flip_vertical": 0.5,
@@ -130,13 +130,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--set", choices=list(SETS), required=True, dest="name")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--width", type=int, default=24, help="of our network; 24 costs about what smp's resnet34 does")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patch", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--runs", type=Path, default=Path("runs/real_data"))
     arguments = parser.parse_args()
 
-    config = config_of(arguments.name, arguments.data, arguments.steps, arguments.seed, arguments.patch, arguments.batch)
+    asked = {key: getattr(arguments, key) for key in ("steps", "width", "seed", "patch", "batch")}
+    config = config_of(arguments.name, arguments.data, **asked)
     dataset: Dataset = SETS[arguments.name][0](open_dataset(config.data.path))
     report: dict = {
         "environment": environment(),
