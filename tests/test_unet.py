@@ -116,15 +116,23 @@ def test_bilinear_in_bfloat16(memory_format: torch.memory_format, device: torch.
     torch.testing.assert_close(found, exact, rtol=2**-7, atol=2**-7)
 
 
-def test_instance_norm_is_that_of_torch() -> None:
-    x = torch.randn(2, 6, 5, 4) * 3 + 1
-    ours, theirs = InstanceNorm(6), nn.InstanceNorm2d(6, affine=True)
-    with torch.no_grad():
-        for module in (ours, theirs):
-            module.weight.copy_(torch.arange(6.0))
-            module.bias.copy_(torch.arange(6.0) / 2)
-    torch.testing.assert_close(ours(x), theirs(x))
-    torch.testing.assert_close(ours(torch.randn(1, 6, 1, 1)).flatten(), ours.bias, rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("training", [True, False])
+def test_instance_norm_is_that_of_torch(training: bool, device: torch.device) -> None:
+    x = (torch.randn(3, 6, 5, 4, device=device) * 3 + 1).to(memory_format=torch.channels_last).requires_grad_()
+    ours, theirs = InstanceNorm(6).to(device).train(training), nn.InstanceNorm2d(6, affine=True).to(device)
+    for module in (ours, theirs):
+        nn.init.normal_(module.weight, generator=torch.Generator(device).manual_seed(0))
+        nn.init.normal_(module.bias, generator=torch.Generator(device).manual_seed(1))
+    y, expected = ours(x), theirs(x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    upstream = torch.randn_like(y)
+    found = torch.autograd.grad(y, (x, ours.weight, ours.bias), upstream)
+    torch.testing.assert_close(
+        found, torch.autograd.grad(expected, (x, theirs.weight, theirs.bias), upstream), rtol=1e-4, atol=1e-4
+    )
+    dot = ours(torch.randn(1, 6, 1, 1, device=device))
+    torch.testing.assert_close(dot.flatten(), ours.bias, rtol=1e-3, atol=1e-3)
 
 
 @settings(deadline=None, max_examples=30)
