@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import delineate
 from delineate.errors import ConfigError, DataError, DelineateError
-from delineate.models import create_model
+from delineate.models import create_model, fuse_for_inference
 from delineate.weights import Conventions, load_model, read_info, save_model
 
 CLASSES = ("background", "cell", "wall")
@@ -225,6 +225,11 @@ def test_a_weight_file_has_the_permissions_of_any_file(path: Path) -> None:
     other = path.with_suffix(".txt")
     other.write_text("")
     assert path.stat().st_mode == other.stat().st_mode
+
+
+def test_a_fused_network_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="was fused for inference; save the one it was made from"):
+        save_model(fuse_for_inference(small()), tmp_path / "a.safetensors", classes=CLASSES, conventions=GRAY)
 
 
 def test_what_is_no_model_of_the_zoo_is_refused(tmp_path: Path) -> None:

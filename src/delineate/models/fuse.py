@@ -30,6 +30,7 @@ def fuse_for_inference(model: M) -> M:
             _replace(fused, name, _as_transposed(module))
     if any(_is_foldable(module) for module in fused.modules()):
         _fold_all(fused)
+    fused.architecture = {**fused.architecture, "fused": True}  # `save_model` refuses what could not be loaded again
     return fused.to(device=home.device, dtype=home.dtype, memory_format=torch.channels_last)
 
 

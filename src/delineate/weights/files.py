@@ -54,6 +54,8 @@ def save_model(
     architecture: Any = getattr(model, "architecture", None)
     if architecture is None:
         raise ConfigError(f"{type(model).__name__} is not a network of the zoo; build it with delineate.create_model")
+    if architecture.get("fused"):
+        raise ConfigError("the network was fused for inference; save the one it was made from")
     _check_channels(architecture, len(classes), conventions)
     metadata = {
         "format": FORMAT,
