@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,11 @@ def test_dump_reads_back_equal(content: dict[str, Any]) -> None:
     config = build_config({"data": {"path": "/pictures"}} | content)
     again = TrainConfig.model_validate(yaml.safe_load(dump_config(config)))
     assert again == config
+
+
+def test_the_configs_of_the_guide_are_configs() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        build_config(yaml.safe_load(block))
