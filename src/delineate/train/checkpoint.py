@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,12 +28,17 @@ class Progress:
     steps: int = 0  # optimiser steps of this epoch that went into `sums`
     skipped: int = 0  # steps of this epoch without a finite loss and gradient
     skipped_in_a_row: int = 0
-    train_seconds: float = 0.0  # of this epoch, without validation
-    pictures: int = 0  # seen in that time
+    train_seconds: float = 0.0  # of this epoch, without validation and the start
+    pictures: int = 0  # trained on in that time
     seconds: float = 0.0  # of the whole run
     best: float | None = None  # the monitored number of the best epoch
     best_epoch: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)  # what log.jsonl and results.csv say
+
+    @property
+    def speed(self) -> float:
+        """Pictures a second of this epoch's training; NaN where it was too short to say."""
+        return self.pictures / self.train_seconds if self.train_seconds else math.nan
 
     def begin_epoch(self) -> None:
         """Count the current epoch as finished, and start the next one with nothing done."""

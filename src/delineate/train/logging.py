@@ -24,7 +24,7 @@ class Display:
 
     def __init__(self, *, epochs: int, steps: int, done: int, monitor: str, quiet: bool) -> None:
         self.epochs, self.steps, self.total, self.monitor, self.quiet = epochs, steps, epochs * steps, monitor, quiet
-        self._start, self._first = time.monotonic(), done
+        self._start: tuple[float, int] | None = None  # time and steps, when the first step was done
         console = Console(quiet=quiet)
         self._bar: RichProgress | None = None
         if console.is_terminal and not quiet:
@@ -47,6 +47,7 @@ class Display:
 
     def step(self, epoch: int, done: int, loss: float, images_per_second: float, memory: float) -> None:
         """Show the state within an epoch; `done` steps of the run are."""
+        self._start = self._start or (time.monotonic(), done)
         if self._bar is not None:
             text = self._text(epoch, loss, None, images_per_second, memory, done)
             self._bar.update(self._task, completed=done, description=text)
@@ -69,9 +70,11 @@ class Display:
         width = len(str(self.epochs))
         parts = [f"epoch {epoch:>{width}}/{self.epochs}", f"loss {loss:.4f}"]
         parts += [f"{self.monitor} {metric:.4f}"] if metric is not None else []
-        parts += [f"{speed:.1f} images/s", f"{memory:.0f} MB"]
-        if done > self._first and done < self.total:
-            parts.append(f"{_clock((time.monotonic() - self._start) / (done - self._first) * (self.total - done))} left")
+        parts += [f"{speed:.1f} images/s"] if math.isfinite(speed) else []
+        parts += [f"{memory:.0f} MB"]
+        if self._start is not None and self._start[1] < done < self.total:
+            start, first = self._start
+            parts.append(f"{_clock((time.monotonic() - start) / (done - first) * (self.total - done))} left")
         return "  ".join(parts)
 
 

@@ -114,7 +114,7 @@ def _validate_epoch(run: Run) -> dict[str, Any]:
         "lr": float(run.optimizer.param_groups[0]["lr"]),
         **{f"train/{name}": value / max(1, progress.steps) for name, value in progress.sums.items()},
         **{f"val/{name}": value for name, value in numbers.items()},
-        "images_per_second": progress.pictures / max(progress.train_seconds, 1e-9),
+        "images_per_second": progress.speed,
         "memory_mb": peak_memory(run.fabric.device),
         "seconds": progress.seconds,
         "skipped_steps": progress.skipped,

@@ -80,7 +80,7 @@ class Run:
         self.steps = -(-len(self.loader) // config.optimizer.accumulate)  # optimiser steps of an epoch
         self.progress = load_state(self.folder.state, self.parts()) if resumed else Progress(data=fingerprint(dataset))
         self._check(dataset)
-        self.notes, self.saved = notes, time.monotonic()
+        self.notes, self.saved, self.warm = notes, time.monotonic(), False
 
     @property
     def kept(self) -> nn.Module:
@@ -127,9 +127,11 @@ class Run:
         progress = self.progress
         progress.step += 1
         progress.batch += len(group)
-        progress.pictures += sum(map(len, group)) * self.fabric.world_size
-        progress.train_seconds += elapsed
         progress.seconds += elapsed
+        if self.warm:  # the first step waited for the loader's processes to start, and perhaps for a compiler
+            progress.pictures += sum(map(len, group)) * self.fabric.world_size
+            progress.train_seconds += elapsed
+        self.warm = True
         if result.finite:
             progress.steps, progress.skipped_in_a_row = progress.steps + 1, 0
             for name, value in result.values.items():
@@ -137,8 +139,7 @@ class Run:
         else:
             self._skip(result, group)
         loss = progress.sums.get("loss", math.nan) / max(1, progress.steps)
-        speed = progress.pictures / progress.train_seconds
-        self.display.step(progress.epoch + 1, progress.step, loss, speed, peak_memory(self.fabric.device))
+        self.display.step(progress.epoch + 1, progress.step, loss, progress.speed, peak_memory(self.fabric.device))
         if result.stop:
             self._interrupt()
         if time.monotonic() - self.saved > SAVE_SECONDS:
