@@ -170,9 +170,9 @@ def _fit(config: TrainConfig, statistics: DatasetStatistics, machine: Machine) -
     reasons = {"batch": why}
     if patch != rules.choose_patch(statistics, fast=machine.fast) and config.model.name != "unet_original":
         reasons["augment.patch"] = f"larger ones do not fit in the {_size(machine.memory)} that are free"
-    if batch < 4 and config.model.name == "unet":  # batch statistics of so few pictures are noise
-        config = _with(config, model=config.model.model_copy(update={"options": config.model.options | {"norm": "group"}}))
-        reasons["model.options.norm"] = f"batches of {batch} are too small for batch normalisation"
+    if config.model.name == "unet":
+        norm, reasons["model.options.norm"] = rules.choose_norm(config.input, batch)
+        config = _with(config, model=config.model.model_copy(update={"options": config.model.options | {"norm": norm}}))
     return _with(config, batch=batch), reasons
 
 
