@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = App(
     name="delineate",
     version=delineate.__version__,
+    suppress_keyboard_interrupt=False,  # `run` says so itself
     help_format="plaintext",  # saves importing a Markdown parser: help answers in about 0.2 s
     help="Outline things in images: train, run and measure segmentation models.",
     help_epilogue="Start with `delineate demo`, then `delineate train --data YOUR_FOLDER`.",
