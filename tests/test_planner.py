@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from delineate.config import (
+    InputConfig,
     LossTerm,
     load_config,
 )
