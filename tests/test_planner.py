@@ -102,13 +102,6 @@ def test_white_of_each_type(dtypes: dict[str, int], values: tuple[float, float],
     assert chosen.normalization == ("fixed" if set(dtypes) == {"uint8"} else "image")
 
 
-def test_norm_follows_likeness_and_batch() -> None:
-    like, unlike = InputConfig(), InputConfig(normalization="image")
-    assert rules.choose_norm(like, 4)[0] == "batch"
-    assert rules.choose_norm(like, 2)[0] == "instance"
-    assert rules.choose_norm(unlike, 16)[0] == "instance"
-
-
 def test_outputs_follow_touching_objects() -> None:
     assert rules.choose_outputs(STATISTICS, "unet")[0] == "classes"
     assert rules.choose_outputs(CELLS, "unet")[0] == "border"

@@ -118,8 +118,11 @@ def _choices(
     options: dict[str, Any] = {}
     if model == "unet":
         depth, why_depth = rules.choose_depth(patch, fast=machine.fast)
-        options = {"width": 32, "depth": depth}
+        options = {"width": 32, "depth": depth, "norm": "instance"}
         reasons["model.options.depth"] = why_depth
+        reasons["model.options.norm"] = (
+            "a few unlike pictures a batch: each is normalised by itself, in training as in prediction"
+        )
         reasons["augment.patch"] = rules.reason_for_patch(statistics, patch, 2 ** (depth - 1))
     elif model == "unet_original":
         side = 572 if machine.fast else 380
@@ -170,9 +173,6 @@ def _fit(config: TrainConfig, statistics: DatasetStatistics, machine: Machine) -
     reasons = {"batch": why}
     if patch != rules.choose_patch(statistics, fast=machine.fast) and config.model.name != "unet_original":
         reasons["augment.patch"] = f"larger ones do not fit in the {_size(machine.memory)} that are free"
-    if config.model.name == "unet":
-        norm, reasons["model.options.norm"] = rules.choose_norm(config.input, batch)
-        config = _with(config, model=config.model.model_copy(update={"options": config.model.options | {"norm": norm}}))
     return _with(config, batch=batch), reasons
 
 

@@ -137,15 +137,6 @@ def choose_depth(patch: tuple[int, int], *, fast: bool) -> tuple[int, str]:
     return depth, f"the coarsest of {depth} maps then has {coarsest} pixels in a patch"
 
 
-def choose_norm(inputs: InputConfig, batch: int) -> tuple[str, str]:
-    """Normalisation of activations: by the picture where pictures are unlike or few in a batch, else by the batch."""
-    if inputs.normalization == "image":
-        return "instance", "pictures differ, so activations too are normalised picture by picture, in training as in prediction"
-    if batch < 4:
-        return "instance", f"statistics of {batch} pictures a batch would be noise"
-    return "batch", f"pictures are alike, and {batch} in a batch give steady statistics"
-
-
 @dataclass(frozen=True, slots=True)
 class Orientation:
     """Whether pictures have an upper side that must stay up."""
