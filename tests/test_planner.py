@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from delineate.config import (
-    InputConfig,
     LossTerm,
     load_config,
 )

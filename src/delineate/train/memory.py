@@ -12,7 +12,7 @@ from torch import Tensor, nn
 Forward = Callable[[], Tensor]
 
 # Beyond what autograd keeps: gradients of the largest activations, the workspaces of convolutions and the allocator's slack.
-# With both, nine U-Nets (16 to 64 channels, ResNet-34, fp32 and bf16, CPU) peaked at 0.6 to 1.0 times the estimate.
+# With both, nine U-Nets (16 to 64 channels, ResNet-34, fp32 and bf16, CPU) peaked at 0.5 to 0.9 of the estimate.
 _SLACK = 1.8
 _WORKSPACE = 128 << 20
 
