@@ -171,7 +171,7 @@ def plan(
     from delineate.files import write_text
     from delineate.train.planner import plan as make_plan
 
-    proposal = make_plan(open_dataset(data, format), device=device or "auto", minutes=minutes, model=model)
+    proposal = make_plan(open_dataset(data, format), path=data, device=device or "auto", minutes=minutes, model=model)
     _show(proposal.to_json(), json, proposal.print)
     if out is not None:
         write_text(out, proposal.to_yaml())
@@ -250,7 +250,7 @@ def _planned(
     from delineate.train.planner import plan as make_plan
 
     dataset = open_dataset(data, format)
-    proposal = make_plan(dataset, device=device or "auto", minutes=minutes, model=model)
+    proposal = make_plan(dataset, path=data, device=device or "auto", minutes=minutes, model=model)
     if not quiet:
         proposal.print()
     return proposal, build_config(proposal.config.model_dump(mode="json"), changed, source="flags")
