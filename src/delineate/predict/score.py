@@ -47,17 +47,18 @@ def score(
 ) -> Evaluation:
     """Measure `predictions` against `truth`, both paths of files.
 
-    truth: any data set that `open_dataset` reads (in `format`), or a label picture or a folder of them; `classes` names its
-        classes. Images need not be there. Pixels of class id `ignore`, and crowd regions, are not counted.
-    predictions: what `delineate predict` wrote, a label picture or a folder of them (class ids, or object ids), COCO results,
-        or any data set. Names must agree with those of the truth, or of one of its splits, one for one.
-    objects: "auto": where the truth has objects; label pictures of class ids then give their connected components.
-        "components": of both, also where the truth has only classes. "instances": label pictures hold object ids. "none".
-    em: also ISBI 2012's scores of the segments between membranes; a name: of the class that separates them.
-    ci: with 95 % bootstrap intervals.
-    score_threshold: predicted objects with a lower score do not count in numbers of pixels and of objects at fixed IoU. Where
-        both sides have objects with outlines or boxes and the predictions have scores, COCO's numbers, which need no threshold,
-        are in the summary as "segm/AP", "bbox/AP50" ...
+    Args:
+        truth: any data set that `open_dataset` reads (in `format`), or a label picture or a folder of them; `classes` names its
+            classes. Images need not be there. Pixels of class id `ignore`, and crowd regions, are not counted.
+        predictions: what `delineate predict` wrote, a label picture or a folder of them (class ids, or object ids), COCO
+            results, or any data set. Names must agree with those of the truth, or of one of its splits, one for one.
+        objects: "auto": where the truth has objects; label pictures of class ids then give their connected components.
+            "components": of both, also where the truth has only classes. "instances": label pictures hold object ids. "none".
+        em: also ISBI 2012's scores of the segments between membranes; a name: of the class that separates them.
+        ci: with 95 % bootstrap intervals.
+        score_threshold: predicted objects with a lower score do not count in numbers of pixels and of objects at fixed IoU.
+            Where both sides have objects with outlines or boxes and the predictions have scores, COCO's numbers, which need no
+            threshold, are in the summary as "segm/AP", "bbox/AP50" ...
 
     Raises `DataError` naming the file or record for anything missing, superfluous, damaged, or of another size or class.
     """
