@@ -28,7 +28,7 @@ def draw(report: dict, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharex=True)
     counts = [entry["training_slices"] for entry in report["runs"]]
     for axis, key, label in zip(
-        axes, ("mean_dice", "v_rand"), ("mean Dice of membrane and cell", "V$^{Rand}$ (best threshold)"), strict=True
+        axes, ("mean_dice", "em/v_rand"), ("mean Dice of membrane and cell", "V$^{Rand}$ of the segments"), strict=True
     ):
         values = [entry["summary"][key] for entry in report["runs"]]
         axis.plot(counts, values, "o-", color="#0b6e99")
