@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--set", choices=list(SETS), required=True, dest="name")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--width", type=int, default=24, help="of our network; 24: 12.7 GFLOPs for 256 x 256, smp's resnet34: 15.7")
+    parser.add_argument("--width", type=int, default=24, help="of our network (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patch", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
