@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from delineate.errors import ConfigError
 from delineate.metrics import ConfusionMatrix, ObjectScores, bootstrap_interval, paired_bootstrap
+from delineate.metrics.bootstrap import Resampling, compare_scores, mean_score, score_intervals
 
 rng = np.random.default_rng(3)
 
@@ -108,12 +110,13 @@ def test_paired_comparison_sees_what_unpaired_intervals_hide() -> None:
     back = paired_bootstrap(worse, better, mean_iou)
     assert back.difference == pytest.approx(-comparison.difference)
     assert back.p_value == comparison.p_value
+    assert (comparison.better, back.better) == (1.0, 0.0)
 
 
 def test_no_difference_is_no_surprise() -> None:
     scores = rng.uniform(size=25)
     same = paired_bootstrap(scores, scores)
-    assert same == (0.0, 0.0, 0.0, 1.0)
+    assert same == (0.0, 0.0, 0.0, 1.0, 0.5)
     trials = [
         paired_bootstrap(a, b, resamples=200, seed=k).p_value
         for k, (a, b) in enumerate(np.random.default_rng(8).uniform(size=(200, 2, 40)))
@@ -126,7 +129,45 @@ def test_wrong_use_is_named() -> None:
         bootstrap_interval(np.zeros(0))
     with pytest.raises(ValueError, match="give `reduce`"):
         bootstrap_interval(np.zeros((3, 2)))
-    with pytest.raises(ValueError, match="confidence 95"):
+    with pytest.raises(ConfigError, match="confidence 95"):
         bootstrap_interval(np.zeros(3), confidence=95)
+    with pytest.raises(ConfigError, match="resamples 0"):
+        bootstrap_interval(np.zeros(3), resamples=0)
+    with pytest.raises(ConfigError, match="seed -1"):
+        bootstrap_interval(np.zeros(3), seed=-1)
     with pytest.raises(ValueError, match="of the same pictures"):
         paired_bootstrap(np.zeros(3), np.zeros(4))
+
+
+def test_many_scores_see_the_same_resamples() -> None:
+    """Scores that are no sums, here a median over the drawn pictures, are resampled in the same way."""
+    values = rng.uniform(size=15)
+
+    def scores(draws: np.ndarray) -> dict[str, np.ndarray]:
+        medians = [np.median(np.repeat(values, row.astype(int))) for row in draws]
+        return {"mean": mean_score(draws, values), "median": np.array(medians)}
+
+    intervals = score_intervals(scores, 15, Resampling(resamples=300, seed=4))
+    assert intervals["mean"] == pytest.approx(bootstrap_interval(values, resamples=300, seed=4))
+    drawn = np.random.default_rng(4).multinomial(15, np.full(15, 1 / 15), size=300)
+    medians = [np.median(np.repeat(values, row)) for row in drawn]
+    assert intervals["median"] == pytest.approx(np.quantile(medians, [0.025, 0.975]))
+
+
+def test_lower_may_be_better() -> None:
+    errors_a, errors_b = rng.uniform(0, 0.1, 20), rng.uniform(0.2, 0.3, 20)
+    a, b = (lambda draws, v=v: {"error": mean_score(draws, v)} for v in (errors_a, errors_b))
+    assert compare_scores(a, b, 20)["error"].better == 0.0
+    comparison = compare_scores(a, b, 20, lower_is_better=("error",))["error"]
+    assert comparison.better == 1.0
+    assert comparison.difference == pytest.approx(errors_a.mean() - errors_b.mean())
+
+
+def test_an_endless_distance_makes_an_endless_mean() -> None:
+    distances = np.array([1.0, math.inf, 3.0])
+    low, high = bootstrap_interval(distances)
+    assert (low < 3.0, high) == (True, math.inf)
+    assert bootstrap_interval(np.array([math.inf, math.inf])) == (math.inf, math.inf)
+    same = paired_bootstrap(distances, distances)
+    assert math.isnan(same.difference)
+    assert (same.low, same.high, same.better) == (0.0, 0.0, 0.5)

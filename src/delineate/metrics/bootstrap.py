@@ -1,16 +1,25 @@
-"""How sure a number is: bootstrap intervals over pictures, from what each picture adds to the counts."""
+"""How sure a number is: bootstrap over pictures (Efron 1979), from what each picture adds, without measuring again.
+
+A resample draws N of N pictures with replacement. All that a score needs to know of it is how often each picture was drawn; so
+a score is a function of draws (R, N) that returns R numbers, and the score of the data itself is that of one draw of each.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from delineate.errors import ConfigError
+
 Statistics = NDArray[Any]  # (N, ...): what each of N pictures adds to the sums
 Reduce = Callable[[NDArray[np.float64]], NDArray[Any]]  # summed statistics (R, ...) to R scores
+Draws = NDArray[np.float64]  # (R, N): how often each of R resamples draws each of N pictures
+ScoresOf = Callable[[Draws], Mapping[str, NDArray[Any]]]  # the scores of each resample, (R,), by name
 
 
 class Interval(NamedTuple):
@@ -27,6 +36,24 @@ class Comparison(NamedTuple):
     low: float
     high: float
     p_value: float
+    better: float  # share of resamples in which A is better; a tie counts half
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """How to resample; raises `ConfigError` for a confidence outside 0..1 or no resamples."""
+
+    confidence: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"confidence {self.confidence}: expected a share between 0 and 1, such as 0.95")
+        if self.resamples < 1:
+            raise ConfigError(f"resamples {self.resamples}: expected at least 1, better 2000")
+        if self.seed < 0:
+            raise ConfigError(f"seed {self.seed}: expected 0 or more")
 
 
 def bootstrap_interval(
@@ -37,7 +64,7 @@ def bootstrap_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of a score over resampled sets of the pictures (Efron 1979).
+    """Percentile interval of a score over resampled sets of the pictures.
 
     `statistics` (N, ...): what each picture adds, for example its confusion matrix (N, K, K). A resample draws N pictures with
     replacement, adds up their statistics, and `reduce` turns R sums (R, ...) into R scores; so no metric runs again:
@@ -48,10 +75,9 @@ def bootstrap_interval(
     >>> 0.7 < low < 0.8 < high < 0.9
     True
     """
-    _check(confidence, resamples)
-    statistics, reduce = _sums(np.asarray(statistics), reduce)
-    scores = np.concatenate([reduce(s) for s in _resampled(statistics, resamples, seed)])
-    return Interval(*_percentiles(scores, confidence))
+    statistics = np.asarray(statistics)
+    score = _score_of(statistics, reduce)
+    return score_intervals(score, len(statistics), Resampling(confidence, resamples, seed))[_ONLY]
 
 
 def paired_bootstrap(
@@ -72,65 +98,131 @@ def paired_bootstrap(
     >>> paired_bootstrap(better, worse).p_value < 0.05
     True
     """
-    _check(confidence, resamples)
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape:
         raise ValueError(f"a has shape {a.shape}, b {b.shape}; both must be of the same pictures")
-    (a, of_a), (b, of_b) = _sums(a, reduce), _sums(b, reduce)
-    observed = float(of_a(a.sum(axis=0, keepdims=True))[0] - of_b(b.sum(axis=0, keepdims=True))[0])
-    drawn = zip(_resampled(a, resamples, seed), _resampled(b, resamples, seed), strict=True)
-    differences = np.concatenate([of_a(x) - of_b(y) for x, y in drawn])
+    of_a, of_b = _score_of(a, reduce), _score_of(b, reduce)
+    return compare_scores(of_a, of_b, len(a), Resampling(confidence, resamples, seed))[_ONLY]
+
+
+def score_intervals(scores: ScoresOf, pictures: int, resampling: Resampling = Resampling()) -> dict[str, Interval]:
+    """Percentile intervals of all `scores` of `pictures` pictures; all see the same resamples.
+
+    >>> statistics = np.array([0.7, 0.8, 0.9, 0.8])
+    >>> low, high = score_intervals(lambda draws: {"mean": mean_score(draws, statistics)}, 4)["mean"]
+    >>> 0.7 < low < 0.8 < high < 0.9
+    True
+    """
+    blocks = [scores(draws) for draws in _draws(pictures, resampling)]
+    drawn = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return {name: Interval(*_percentiles(values, resampling.confidence)) for name, values in drawn.items()}
+
+
+def compare_scores(
+    a: ScoresOf,
+    b: ScoresOf,
+    pictures: int,
+    resampling: Resampling = Resampling(),
+    *,
+    lower_is_better: Collection[str] = (),
+) -> dict[str, Comparison]:
+    """Compare the scores that `a` and `b` both have, on the same pictures in the same order, in the same resamples."""
+    whole = np.ones((1, pictures))
+    of_a, of_b = a(whole), b(whole)
+    names = [name for name in of_a if name in of_b]
+    drawn = [(a(draws), b(draws)) for draws in _draws(pictures, resampling)]
+    compared = {}
+    for name in names:
+        with np.errstate(invalid="ignore"):  # inf - inf
+            differences = np.concatenate([np.asarray(x[name] - y[name], np.float64) for x, y in drawn])
+            observed = float(of_a[name][0] - of_b[name][0])
+        compared[name] = _comparison(observed, differences, resampling.confidence, name in lower_is_better)
+    return compared
+
+
+def _comparison(observed: float, differences: NDArray[np.float64], confidence: float, lower_is_better: bool) -> Comparison:
     defined = differences[~np.isnan(differences)]
+    low, high = _percentiles(differences, confidence)
+    if len(defined) == 0:
+        return Comparison(observed, low, high, math.nan, math.nan)
     tail = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    p_value = min(1.0, 2 * (tail + 1) / (len(defined) + 1)) if len(defined) else math.nan
-    return Comparison(observed, *_percentiles(differences, confidence), p_value)
-
-
-def _check(confidence: float, resamples: int) -> None:
-    if not 0 < confidence < 1 or resamples < 1:
-        raise ValueError(f"confidence {confidence}, resamples {resamples}: expected 0 < confidence < 1 and at least 1 resample")
-
-
-def _sums(statistics: Statistics, reduce: Reduce | None) -> tuple[NDArray[np.float64], Reduce]:
-    """Statistics that may be added, and what makes scores of the sums."""
-    if statistics.ndim == 0 or len(statistics) == 0:
-        raise ValueError("there are no pictures to resample")
-    if reduce is not None:
-        return statistics.astype(np.float64), reduce
-    if statistics.ndim != 1:
-        raise ValueError(f"statistics have shape {statistics.shape}; give `reduce`, or one score a picture")
-    defined = ~np.isnan(statistics)
-    pairs = np.stack([np.where(defined, statistics, 0.0), defined], axis=1).astype(np.float64)
-    return pairs, _mean
-
-
-def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore"):
-        return sums[:, 0] / sums[:, 1]
+    p_value = min(1.0, 2 * (tail + 1) / (len(defined) + 1))
+    gain = -defined if lower_is_better else defined
+    better = float((gain > 0).mean() + (gain == 0).mean() / 2)
+    return Comparison(observed, low, high, p_value, better)
 
 
 _BLOCK = 1 << 24
 """Numbers in a block: 128 MiB of draws, and of sums."""
 
 
-def _resampled(statistics: NDArray[np.float64], resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Sums (R', ...) of the statistics of the pictures that each resample draws, in blocks; the same draws for the same seed.
+def sum_score(draws: Draws, statistics: Statistics, reduce: Callable[[NDArray[np.float64]], Any]) -> Any:
+    """What `reduce` makes of the summed statistics (R, ...) of each resample.
 
-    How often each picture is drawn is multinomial, so a block of resamples is one matrix product; sums of counts are exact
-    below 2^53.
+    `reduce` returns R scores, or a dict of such by name. How often each picture is drawn times what it adds is one matrix
+    product; sums of counts are exact below 2^53.
+
+    >>> sum_score(np.array([[1.0, 1.0], [2.0, 0.0]]), np.array([[1, 2], [3, 4]]), lambda s: s[:, 0] / s[:, 1])
+    array([0.66666667, 0.5       ])
     """
-    rng = np.random.default_rng(seed)
-    pictures = len(statistics)
-    flat = statistics.reshape(pictures, -1)
-    block = max(1, _BLOCK // max(pictures, flat.shape[1]))
-    for start in range(0, resamples, block):
-        drawn = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=min(block, resamples - start))
-        yield (drawn.astype(np.float64) @ flat).reshape(-1, *statistics.shape[1:])
+    flat = statistics.reshape(len(statistics), -1).astype(np.float64)
+    rows = max(1, _BLOCK // max(1, flat.shape[1]))
+    parts = [
+        reduce((draws[start : start + rows] @ flat).reshape(-1, *statistics.shape[1:])) for start in range(0, len(draws), rows)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], Mapping):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return np.concatenate(parts)
+
+
+def mean_score(draws: Draws, values: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean of the pictures' `values` (N,) in each resample, without NaN; infinite where an infinite one is drawn.
+
+    >>> mean_score(np.array([[1.0, 1.0, 1.0], [0.0, 2.0, 1.0]]), np.array([1.0, 2.0, np.nan]))
+    array([1.5, 2. ])
+    """
+    finite, defined = np.isfinite(values), ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = (draws @ np.where(finite, values, 0.0)) / (draws @ defined.astype(np.float64))
+    endless = draws @ (defined & ~finite).astype(np.float64) > 0
+    return np.where(endless, np.inf, means)
+
+
+_ONLY = "score"
+
+
+def _score_of(statistics: Statistics, reduce: Reduce | None) -> ScoresOf:
+    """The one score that statistics and `reduce`, or the mean, define."""
+    if statistics.ndim == 0 or len(statistics) == 0:
+        raise ValueError("there are no pictures to resample")
+    if reduce is not None:
+        return lambda draws: {_ONLY: sum_score(draws, statistics, reduce)}
+    if statistics.ndim != 1:
+        raise ValueError(f"statistics have shape {statistics.shape}; give `reduce`, or one score a picture")
+    return lambda draws: {_ONLY: mean_score(draws, statistics)}
+
+
+def _draws(pictures: int, resampling: Resampling) -> Iterator[Draws]:
+    """The resamples in blocks; the same for the same seed and number of pictures, whatever the size of a block."""
+    if pictures < 1:
+        raise ValueError("there are no pictures to resample")
+    rng = np.random.default_rng(resampling.seed)
+    block = max(1, _BLOCK // pictures)
+    for start in range(0, resampling.resamples, block):
+        rows = min(block, resampling.resamples - start)
+        # Drawing N times with replacement: the counts are multinomial.
+        yield rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=rows).astype(np.float64)
 
 
 def _percentiles(scores: NDArray[np.float64], confidence: float) -> tuple[float, float]:
     defined = scores[~np.isnan(scores)]
     if len(defined) == 0:
         return math.nan, math.nan
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    ends = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
+    if not np.isfinite(defined).all():  # between two infinities there is nothing to interpolate
+        low, high = np.sort(defined)[np.round(ends * (len(defined) - 1)).astype(int)]
+    else:
+        low, high = np.quantile(defined, ends)
     return float(low), float(high)
