@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+NATIVE := native/CMakeLists.txt $(wildcard native/*.cpp native/*.hpp)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
 
@@ -18,8 +19,8 @@ $(BIN)/python:
 		{ echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp an extra, so that `make demo` does not install what only the tests need.
-$(VENV)/.installed-%: $(BIN)/python pyproject.toml constraints.txt
+# One stamp an extra, so that `make demo` does not install what only the tests need. Installing builds the native kernels.
+$(VENV)/.installed-%: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[$*]"
 	@touch $@
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from delineate import data, losses, metrics, models, weights
+    from delineate import data, losses, metrics, models, ops, weights
     from delineate.models.zoo import create_model, list_models
     from delineate.predict import Predictor, Results
     from delineate.weights import load_model, save_model
@@ -24,7 +24,7 @@ _NAMES = {
     "Predictor": "delineate.predict",
     "Results": "delineate.predict",
 }
-_MODULES = ("data", "losses", "metrics", "models", "weights")
+_MODULES = ("data", "losses", "metrics", "models", "ops", "weights")
 
 __all__ = [
     "Predictor",
@@ -36,6 +36,7 @@ __all__ = [
     "losses",
     "metrics",
     "models",
+    "ops",
     "save_model",
     "weights",
 ]
