@@ -67,7 +67,7 @@ def config_of(name: str, data: Path, *, steps: int, width: int, seed: int, patch
     content = {
         "data": {"path": str(data / name)},
         "input": special.get("input", {}),
-        "model": {"name": "unet", "options": {"width": width}} | special.get("model", {}),
+        "model": {"name": "unet", "options": {"width": width, "norm": "instance"}} | special.get("model", {}),
         "augment": {
             "patch": [patch, patch],
             "flip_vertical": 0.5,
