@@ -23,8 +23,17 @@ from torchmetrics.segmentation import MeanIoU
 
 from delineate.errors import DataError
 from delineate.metrics import ConfusionMatrix, MultilabelConfusion, Overlap
+from delineate.ops import native
 
 rng = np.random.default_rng(7)
+
+
+@pytest.fixture(autouse=True, params=["native", "numpy"])
+def _kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with the native histogram, where it is built, and with its twin in NumPy."""
+    if request.param == "native" and not native.available:
+        pytest.skip("built without a compiler, or switched off")
+    monkeypatch.setattr(native, "available", request.param == "native")
 
 
 def random_pair(classes: int = 5, shape: tuple[int, ...] = (3, 40, 50)) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from delineate.errors import DataError
 from delineate.metrics.overlap import Overlap, ratio
 from delineate.metrics.scores import ClassScores, Scores
+from delineate.ops import native
 
 
 class ConfusionMatrix(ClassScores):
@@ -86,9 +88,54 @@ class ConfusionMatrix(ClassScores):
         intersection = np.diagonal(self.counts, axis1=-2, axis2=-1)
         return Overlap(intersection, self.counts.sum(axis=-2), self.counts.sum(axis=-1))
 
+    @property
+    def counted(self) -> NDArray[Any]:
+        """Counted pixels, (..., 1): the same for every class."""
+        return self.counts.sum(axis=(-2, -1))[..., None]
+
     def pixel_accuracy(self) -> Scores:
         """Share of the counted pixels whose class is right, (...); NaN without pixels."""
         return ratio(np.trace(self.counts, axis1=-2, axis2=-1), self.counts.sum(axis=(-2, -1)))
+
+    def normalised(self, by: Literal["truth", "prediction"] = "truth") -> Scores:
+        """Shares (..., K, K): of the pixels of each true class where they were put, or of each prediction what they are.
+
+        Rows sum to 1 with "truth" (recall on the diagonal), columns with "prediction" (precision); NaN where there are none.
+
+        >>> ConfusionMatrix.from_counts(np.array([[3, 1], [0, 0]])).normalised()
+        array([[0.75, 0.25],
+               [ nan,  nan]])
+        """
+        if by not in ("truth", "prediction"):
+            raise ValueError(f"by is {by!r}, expected 'truth' or 'prediction'")
+        return ratio(self.counts, self.counts.sum(axis=-1 if by == "truth" else -2, keepdims=True))
+
+    def confusions(self, classes: Sequence[str], limit: int = 10) -> list[dict[str, Any]]:
+        """The most frequent errors, one row a pair of classes, the most pixels first.
+
+        A row holds truth and prediction (names), pixels, share_of_class (of the true class's pixels) and share_of_errors (of all
+        wrong pixels). Pairs without a pixel are left out.
+
+        >>> matrix = ConfusionMatrix.from_counts(np.array([[90, 10, 0], [0, 40, 0], [5, 0, 5]]))
+        >>> [(row["truth"], row["prediction"], row["share_of_class"]) for row in matrix.confusions(["sky", "sea", "sand"])]
+        [('sky', 'sea', 0.1), ('sand', 'sky', 0.5)]
+        """
+        self._check_names(classes)
+        wrong = self.counts * (1 - np.eye(self.num_classes, dtype=np.int64))
+        total, of_class = int(wrong.sum()), self.counts.sum(axis=1)
+        order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+        pairs = [(int(t), int(p)) for t, p in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+        return [
+            {
+                "truth": classes[t],
+                "prediction": classes[p],
+                "pixels": int(wrong[t, p]),
+                "share_of_class": float(wrong[t, p] / of_class[t]),
+                "share_of_errors": float(wrong[t, p] / total),
+            }
+            for t, p in pairs
+            if wrong[t, p]
+        ]
 
     def to_json(self) -> str:
         """Return the JSON text that `from_json` reads back."""
@@ -115,7 +162,8 @@ def _count(
     """Counts (K, K) of one update.
 
     One histogram over all pairs of values that a byte can hold, ignored and illegal ones included, counts and checks at once;
-    selecting the valid pixels first would take twice the time.
+    selecting the valid pixels first would take twice the time. The native kernel knows the classes and needs fewer bins, but
+    cannot name an illegal value.
     """
     outside = max(256, classes, 0 if ignore is None else ignore + 1)  # stands for every value from there on, and below 0
     if (
@@ -125,7 +173,12 @@ def _count(
     ):
         joint = _joint_on_device(prediction, truth, outside)
     else:
-        joint = _joint(_flat(prediction), _flat(truth), outside)
+        p, t = _flat(prediction), _flat(truth)
+        if native.available and classes <= native.MOST_CLASSES:
+            known = native.joint_histogram(t, p, classes, ignore)
+            if not known[-1].any() and not known[:classes, -1].any():
+                return known[:classes, :classes].copy()
+        joint = _joint(p, t, outside)
     strange = joint.sum(axis=1)
     strange[:classes] = 0
     if ignore is not None:

@@ -38,14 +38,27 @@ kernels: Any = _load(os.environ.get("DELINEATE_NATIVE"))
 
 available: bool = kernels is not None
 
+MOST_CLASSES = 4094
+"""Of a joint histogram: with more the counts of each thread would no longer be small."""
 
-def joint_histogram(rows: NDArray[Any], columns: NDArray[Any], side: int) -> NDArray[np.int64]:
-    """Count how often each pair of values meets: int64 (side, side), rows first.
 
-    `rows` and `columns` are arrays of integers or booleans of one size. Values outside 0..side-2 are counted under side-1.
-    Raises ValueError for arrays of two sizes, and for a side above 4096: the counts of each thread would no longer be small.
+def joint_histogram(
+    truth: NDArray[Any], prediction: NDArray[Any], num_classes: int, ignore_index: int | None = None
+) -> NDArray[np.int64]:
+    """Count the pixels of each pair (true id, predicted id): int64 (K + 2, K + 2) for K classes, truth first.
+
+    The arrays hold integers or booleans and have one size. Row K counts the pixels whose truth is `ignore_index`, even if that
+    is a class, row and column K + 1 all ids that are no class. Raises ValueError for other arrays and more than `MOST_CLASSES`.
+
+    >>> joint_histogram(np.array([0, 255, 7]), np.array([0, 0, -1]), 1, 255).tolist()  # doctest: +SKIP
+    [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
     """
-    joint = np.zeros((side, side), np.int64)
-    flat = (np.ascontiguousarray(x).reshape(-1) for x in (rows, columns))
-    kernels.joint_histogram(*(x.view(np.uint8) if x.dtype == bool else x for x in flat), joint, torch.get_num_threads())
+    joint = np.zeros((num_classes + 2, num_classes + 2), np.int64)
+    kernels.joint_histogram(_plain(truth), _plain(prediction), ignore_index, joint, torch.get_num_threads())
     return joint
+
+
+def _plain(ids: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers, contiguous, in this machine's byte order, booleans as bytes."""
+    native_order = np.ascontiguousarray(ids, ids.dtype.newbyteorder("="))
+    return native_order.view(np.uint8) if ids.dtype == bool else native_order
