@@ -113,8 +113,8 @@ class ConfusionMatrix(ClassScores):
     def confusions(self, classes: Sequence[str], limit: int = 10) -> list[dict[str, Any]]:
         """The most frequent errors, one row a pair of classes, the most pixels first.
 
-        A row holds truth and prediction (names), pixels, share_of_class (of the true class's pixels) and share_of_errors (of all
-        wrong pixels). Pairs without a pixel are left out.
+        A row holds truth and prediction (names), pixels, share_of_class (of the true class's pixels) and share_of_errors (of
+        all wrong pixels). Pairs without a pixel are left out.
 
         >>> matrix = ConfusionMatrix.from_counts(np.array([[90, 10, 0], [0, 40, 0], [5, 0, 5]]))
         >>> [(row["truth"], row["prediction"], row["share_of_class"]) for row in matrix.confusions(["sky", "sea", "sand"])]

@@ -68,6 +68,11 @@ class MultilabelConfusion(ClassScores):
         """Intersection and cardinalities of each class, (..., K)."""
         return Overlap(self.counts[..., 1, 1], self.counts[..., 1].sum(axis=-1), self.counts[..., 1, :].sum(axis=-1))
 
+    @property
+    def counted(self) -> NDArray[Any]:
+        """Pixels that count for each class, (..., K)."""
+        return self.counts.sum(axis=(-2, -1))
+
     def pixel_accuracy(self) -> Scores:
         """Share of the counted (pixel, class) decisions that are right, (...); NaN without any."""
         right = self.counts[..., 0, 0] + self.counts[..., 1, 1]

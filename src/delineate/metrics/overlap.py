@@ -6,6 +6,7 @@ Metrics call it with int64 counts in numpy, losses with sums of probabilities in
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -71,6 +72,13 @@ class Overlap(Generic[Array]):
         """Dice coefficient (F1): 2 I / (P + T) = 2 IoU / (1 + IoU)."""
         return self.tversky(0.5, 0.5, smooth=smooth, empty=empty)
 
+    def f_beta(self, beta: float, *, empty: float = math.nan) -> Array:
+        """F-beta: (1 + b^2) I / ((1 + b^2) I + b^2 FN + FP); recall weighs b times as much as precision."""
+        if not beta >= 0:
+            raise ValueError(f"beta is {beta}, expected 0 or more")
+        weight = beta**2 / (1 + beta**2)
+        return self.tversky(1 - weight, weight, empty=empty)
+
     def precision(self, *, empty: float = math.nan) -> Array:
         """I / P."""
         return ratio(self.intersection, self.prediction, empty)
@@ -78,6 +86,11 @@ class Overlap(Generic[Array]):
     def recall(self, *, empty: float = math.nan) -> Array:
         """I / T."""
         return ratio(self.intersection, self.truth, empty)
+
+    def of_classes(self, classes: Sequence[int]) -> Overlap[Array]:
+        """The entries `classes` of the last axis, for example all but the background."""
+        chosen = list(classes)
+        return Overlap(self.intersection[..., chosen], self.prediction[..., chosen], self.truth[..., chosen])
 
 
 def absent_score(absent: Absent) -> float:

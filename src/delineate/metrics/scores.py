@@ -17,6 +17,13 @@ Presence = Literal["union", "gt"]
 Scores = NDArray[np.float64]
 
 
+def exists(overlap: Overlap[NDArray[Any]], presence: Presence) -> NDArray[np.bool_]:
+    """Which classes there are, by the rule `presence` of `ClassScores`."""
+    if presence not in ("union", "gt"):
+        raise ValueError(f"presence is {presence!r}, expected 'union' or 'gt'")
+    return (overlap.union if presence == "union" else overlap.truth) > 0
+
+
 class ClassScores(ABC):
     """Scores of K classes from integer counts, which `ConfusionMatrix` and `MultilabelConfusion` gather.
 
@@ -42,6 +49,11 @@ class ClassScores(ABC):
         """Share of the counted decisions that are right, (...)."""
 
     @property
+    @abstractmethod
+    def counted(self) -> NDArray[Any]:
+        """Decisions that count for each class, (..., K), or (..., 1) where they are the same for all."""
+
+    @property
     def state(self) -> Tensor:
         """The counts as an int64 tensor; assign what an all-reduce (sum) of it gives to merge the processes of a run."""
         return torch.from_numpy(self.counts)
@@ -61,6 +73,10 @@ class ClassScores(ABC):
         """Dice (F1) of each class, (..., K)."""
         return self._of_existing(self.overlap.dice(), absent, presence)
 
+    def f_beta(self, beta: float, *, absent: Absent = "nan", presence: Presence = "union") -> Scores:
+        """F-beta of each class, (..., K): `beta` 1 is Dice, 2 asks more for recall, 0.5 more for precision."""
+        return self._of_existing(self.overlap.f_beta(beta), absent, presence)
+
     def precision(self, *, absent: Absent = "nan") -> Scores:
         """Share of the pixels predicted as a class that are of it, (..., K); `absent` for a class that is never predicted."""
         return self.overlap.precision(empty=absent_score(absent))
@@ -68,6 +84,11 @@ class ClassScores(ABC):
     def recall(self, *, absent: Absent = "nan") -> Scores:
         """Share of the pixels of a class that are predicted as it (its accuracy), (..., K); `absent` without true pixels."""
         return self.overlap.recall(empty=absent_score(absent))
+
+    def specificity(self, *, absent: Absent = "nan") -> Scores:
+        """Share of the pixels that are not of a class and not predicted as it, (..., K); `absent` where all are of it."""
+        overlap = self.overlap
+        return ratio(self.counted - overlap.union, self.counted - overlap.truth, absent_score(absent))
 
     def mean_iou(self, *, absent: Absent = "nan", presence: Presence = "union") -> Scores:
         """Mean of `iou` over the classes that are not NaN, (...); NaN when all are."""
@@ -117,10 +138,7 @@ class ClassScores(ABC):
         return flat
 
     def _of_existing(self, scores: Scores, absent: Absent, presence: Presence) -> Scores:
-        if presence not in ("union", "gt"):
-            raise ValueError(f"presence is {presence!r}, expected 'union' or 'gt'")
-        exists = (self.overlap.union if presence == "union" else self.overlap.truth) > 0
-        return np.where(exists, scores, absent_score(absent))
+        return np.where(exists(self.overlap, presence), scores, absent_score(absent))
 
     def _check_names(self, classes: Sequence[str]) -> None:
         if self.overlap.truth.shape != (len(classes),):
