@@ -75,7 +75,12 @@ def test_matching_is_optimal(prediction: NDArray, truth: NDArray, threshold: flo
     pairs, total = brute_force(iou, threshold)
     assert matching.true_positives == pairs
     assert matching.iou.sum() == pytest.approx(total)
-    assert (matching.true_positives, matching.iou.sum()) == pytest.approx(as_stardist_matches(iou, threshold))
+    # StarDist also weighs the IoU of pairs below the threshold, so where several matchings are possible it may choose a worse.
+    theirs, their_sum = as_stardist_matches(iou, threshold)
+    assert matching.true_positives == theirs
+    assert their_sum <= matching.iou.sum() + 1e-9
+    if threshold > 0.5:
+        assert matching.iou.sum() == pytest.approx(their_sum)
     assert matching.false_negatives == iou.shape[0] - pairs
     assert matching.false_positives == iou.shape[1] - pairs
     assert len(set(matching.matched_truth)) == len(set(matching.matched_prediction)) == pairs

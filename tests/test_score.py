@@ -15,7 +15,8 @@ from skimage.metrics import adapted_rand_error as skimage_adapted_rand
 from delineate.data.synthetic import blobs, make_blobs_dataset
 from delineate.errors import ConfigError, DataError
 from delineate.metrics.coco import COCO_NAMES, coco_scores
-from delineate.metrics.evaluation import Evaluation, Evaluator, Labelling
+from delineate.metrics.evaluation import Evaluation, Evaluator
+from delineate.metrics.measures import Labelling
 from delineate.predict.reading import align_classes
 from delineate.predict.score import score
 

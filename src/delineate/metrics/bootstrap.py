@@ -56,6 +56,9 @@ class Resampling:
             raise ConfigError(f"seed {self.seed}: expected 0 or more")
 
 
+DEFAULT_RESAMPLING = Resampling()
+
+
 def bootstrap_interval(
     statistics: Statistics,
     reduce: Reduce | None = None,
@@ -105,7 +108,7 @@ def paired_bootstrap(
     return compare_scores(of_a, of_b, len(a), Resampling(confidence, resamples, seed))[_ONLY]
 
 
-def score_intervals(scores: ScoresOf, pictures: int, resampling: Resampling = Resampling()) -> dict[str, Interval]:
+def score_intervals(scores: ScoresOf, pictures: int, resampling: Resampling = DEFAULT_RESAMPLING) -> dict[str, Interval]:
     """Percentile intervals of all `scores` of `pictures` pictures; all see the same resamples.
 
     >>> statistics = np.array([0.7, 0.8, 0.9, 0.8])
@@ -122,7 +125,7 @@ def compare_scores(
     a: ScoresOf,
     b: ScoresOf,
     pictures: int,
-    resampling: Resampling = Resampling(),
+    resampling: Resampling = DEFAULT_RESAMPLING,
     *,
     lower_is_better: Collection[str] = (),
 ) -> dict[str, Comparison]:

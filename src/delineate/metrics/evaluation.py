@@ -8,41 +8,38 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from delineate.errors import DataError
-from delineate.metrics.bootstrap import Interval, Reduce, bootstrap_interval
-from delineate.metrics.clustering import adapted_rand_error, segments_of, v_info, v_rand
-from delineate.metrics.confusion import ConfusionMatrix
-from delineate.metrics.multilabel import MultilabelConfusion
-from delineate.metrics.objects import ObjectScores
-from delineate.metrics.overlap import Overlap, nan_mean, ratio
+from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Draws, Resampling, score_intervals
+from delineate.metrics.measures import Labelling, Measure, MembraneMeasure, ObjectMeasure, PixelMeasure, Scores
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-Array = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Labelling:
-    """What one picture shows, as the truth or a prediction has it."""
-
-    semantic: Array  # (H, W) class ids; (K, H, W) where classes may overlap: prediction 0 or 1, truth also -1 = not counted
-    objects: Array | None = None  # (H, W) integers, 0 = none, n = object n - 1 of labels
-    labels: Array | None = None  # (N,) class id of each object; None: all of class 1
-
 
 @dataclass(frozen=True, slots=True)
 class ImageScore:
-    """The numbers of one picture."""
+    """The numbers of one picture, under the flat names of the summary."""
 
     name: str
     path: str | None
-    mean_iou: float
-    mean_dice: float
-    objects: dict[str, float] | None = None
+    numbers: dict[str, float]
     preview: str | None = None  # drawing of truth, prediction and errors, relative to the run folder
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean IoU of its classes; NaN where not measured."""
+        return self.numbers.get("mean_iou", math.nan)
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean Dice of its classes; NaN where not measured."""
+        return self.numbers.get("mean_dice", math.nan)
+
+    @property
+    def objects(self) -> dict[str, float] | None:
+        """Numbers of its objects, without "objects/" before their names; None where not measured."""
+        return _objects(self.numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +53,29 @@ class Evaluation:
     per_class: tuple[dict[str, Any], ...]  # name, iou, dice, precision, recall, truth_pixels, predicted_pixels
     confusion: list[list[int]] | None  # pixels [truth][prediction]; None where classes may overlap
     images: tuple[ImageScore, ...]
-    objects: dict[str, float] | None = None
-    intervals: dict[str, tuple[float, float]] | None = None  # 95 %, bootstrap over pictures
+    intervals: dict[str, tuple[float, float]] | None = None  # bootstrap over pictures
+    confidence: float = 0.95  # of the intervals
     notes: tuple[str, ...] = ()  # what was concluded on the way
 
+    @property
+    def objects(self) -> dict[str, float] | None:
+        """Numbers of objects, without "objects/" before their names; None where not measured."""
+        return _objects(self.summary)
+
     def to_json(self) -> dict[str, Any]:
-        """Return what JSON can hold; numbers that are not defined (NaN) become null."""
-        images = [{field: getattr(image, field) for field in ImageScore.__slots__} for image in self.images]
+        """Return what JSON can hold; numbers that are not defined or infinite become null."""
+        images = [{"name": i.name, "path": i.path, "preview": i.preview, **i.numbers} for i in self.images]
         content = {field: getattr(self, field) for field in Evaluation.__slots__} | {"images": images}
-        return _plain(content | {"intervals": self.intervals or {}})
+        return _plain(content | {"objects": self.objects, "intervals": self.intervals or {}})
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evaluation:
         """Rebuild from `to_json`'s value; null becomes NaN again."""
+        texts = ("name", "path", "preview")
         images = tuple(
             ImageScore(
-                **image
-                | {key: _number(image[key]) for key in ("mean_iou", "mean_dice")}
-                | {"objects": _numbers(image["objects"])}
+                **{key: image[key] for key in texts},
+                numbers=_numbers({key: value for key, value in image.items() if key not in texts}),
             )
             for image in content["images"]
         )
@@ -82,12 +84,12 @@ class Evaluation:
             split=content["split"],
             kind=content["kind"],
             classes=tuple(content["classes"]),
-            summary=_numbers(content["summary"]) or {},
+            summary=_numbers(content["summary"]),
             per_class=tuple(row | {key: _number(row[key]) for key in numbers} for row in content["per_class"]),
             confusion=content["confusion"],
             images=images,
-            objects=_numbers(content["objects"]),
             intervals={key: (_number(low), _number(high)) for key, (low, high) in content["intervals"].items()},
+            confidence=content.get("confidence", 0.95),
             notes=tuple(content.get("notes", ())),
         )
 
@@ -110,6 +112,7 @@ class Evaluator:
     `classes`: names, index = id in `Labelling.semantic`. `multilabel`: classes may overlap. `objects`: also match objects of
     one class at IoU 0.50 to 0.95; pixels that the truth ignores belong to no object. `membrane`: id of the class that separates
     segments; ISBI 2012's V^Rand, V^Info and adapted Rand error are then measured on the connected components of the others.
+    `measures`: further families of numbers.
 
     >>> evaluator = Evaluator(("background", "cell"))
     >>> truth = Labelling(np.array([[0, 1, 1, 255]]))
@@ -127,139 +130,53 @@ class Evaluator:
         multilabel: bool = False,
         objects: bool = False,
         membrane: int | None = None,
+        measures: Sequence[Measure] = (),
     ) -> None:
-        self.classes, self.ignore_index, self.multilabel, self.membrane = tuple(classes), ignore_index, multilabel, membrane
-        self.object_classes = tuple(range(1, len(classes))) if objects else ()
+        self.classes = tuple(classes)
+        self.pixels = PixelMeasure(classes, ignore_index, multilabel)
+        self.objects = ObjectMeasure(range(1, len(classes)), ignore_index) if objects else None
+        membranes = MembraneMeasure(membrane, ignore_index) if membrane is not None else None
+        self.measures: list[Measure] = [m for m in (self.pixels, self.objects, membranes, *measures) if m is not None]
         self.images: list[ImageScore] = []
         self.notes: list[str] = []
-        self._total = self._confusion()
-        self._overlaps: list[Array] = []  # (3, K) of each picture: shared, predicted and true pixels
-        self._objects: list[Array] = []  # (C, T, 4) of each picture: `ObjectScores.sums` of each object class
-        self._segments: list[dict[str, float]] = []
 
     def add(self, name: str, prediction: Labelling, truth: Labelling, path: str | None = None) -> ImageScore:
         """Measure one picture; raises `DataError` naming it where sizes differ or a value is no class."""
-        confusion = self._confusion()
+        numbers: dict[str, float] = {}
         try:
-            confusion.update(prediction.semantic, truth.semantic)
+            for measure in self.measures:
+                numbers |= measure.update(prediction, truth)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
-        self._total.merge(confusion)
-        overlap = confusion.overlap
-        self._overlaps.append(np.stack([overlap.intersection, overlap.prediction, overlap.truth]))
-        objects = None
-        if self.object_classes:
-            self._objects.append(self._match(prediction, truth))
-            objects = _object_summary(self._objects[-1])
-        if self.membrane is not None:
-            self._segments.append(_segment_scores(prediction.semantic, truth.semantic, self.membrane, self.ignore_index))
-        image = ImageScore(name, path, float(confusion.mean_iou()), float(confusion.mean_dice()), objects)
-        self.images.append(image)
-        return image
+        self.images.append(ImageScore(name, path, numbers))
+        return self.images[-1]
 
-    def finish(self, split: str, *, intervals: bool = True) -> Evaluation:
-        """Return the numbers of all pictures; with `intervals` the bootstrap intervals of the headline numbers."""
-        summary = self._total.summary(self.classes)
-        objects = _object_summary(np.sum(self._objects, axis=0)) if self._objects else None
-        summary |= {f"objects/{key}": value for key, value in (objects or {}).items()}
-        segments = {
-            key: np.array([row[key] for row in self._segments]) for key in (self._segments[0] if self._segments else ())
-        }
-        summary |= {key: float(nan_mean(values)) for key, values in segments.items()}
-        found = self._intervals() | {key: bootstrap_interval(v) for key, v in segments.items()} if intervals else {}
+    def scores(self, draws: Draws) -> Scores:
+        """Scores of the pictures, drawn as often as `draws` (R, N) says: what the bootstrap resamples."""
+        return {name: score for measure in self.measures for name, score in measure.scores(draws).items()}
+
+    def finish(self, split: str, *, intervals: Resampling | None = DEFAULT_RESAMPLING) -> Evaluation:
+        """Return the numbers of all pictures; unless `intervals` is None, with the bootstrap interval of each."""
+        count = len(self.images)
+        whole = self.scores(np.ones((1, count))) if count else {}
+        found = score_intervals(self.scores, count, intervals) if intervals and count else {}
         return Evaluation(
             split=split,
-            kind="instance" if self.object_classes else "semantic",
+            kind="instance" if self.objects else "semantic",
             classes=self.classes,
-            summary=summary,
-            per_class=tuple(self._total.per_class(self.classes)),
-            confusion=None if self.multilabel else self._total.counts.tolist(),
+            summary={name: float(score[0]) for name, score in whole.items()} | (self.objects.counts() if self.objects else {}),
+            per_class=tuple(self.pixels.total.per_class(self.classes)),
+            confusion=None if self.pixels.multilabel else self.pixels.total.counts.tolist(),
             images=tuple(self.images),
-            objects=objects,
-            intervals={key: (low, high) for key, (low, high) in found.items()},
+            intervals={name: (low, high) for name, (low, high) in found.items()},
+            confidence=intervals.confidence if intervals else 0.95,
             notes=tuple(self.notes),
         )
 
-    def _confusion(self) -> Any:
-        return (
-            MultilabelConfusion(len(self.classes)) if self.multilabel else ConfusionMatrix(len(self.classes), self.ignore_index)
-        )
 
-    def _match(self, prediction: Labelling, truth: Labelling) -> Array:
-        """Sums (C, T, 4) of one picture."""
-        ignore = (truth.semantic < 0).all(axis=0) if self.multilabel else np.equal(truth.semantic, self.ignore_index)
-        seen = {*_objects_of(prediction)[1].tolist(), *_objects_of(truth)[1].tolist()}
-        sums = []
-        for class_id in self.object_classes:
-            scores = ObjectScores()
-            if class_id in seen:
-                scores.update(_of_class(prediction, class_id), _of_class(truth, class_id), ignore=np.asarray(ignore))
-            sums.append(scores.sums)
-        return np.stack(sums)
-
-    def _intervals(self) -> dict[str, Interval]:
-        if not self.images:
-            return {}
-        reductions: dict[str, Reduce] = {
-            "mean_iou": lambda sums: nan_mean(_overlap(sums).iou()),
-            "mean_dice": lambda sums: nan_mean(_overlap(sums).dice()),
-        }
-        if not self.multilabel:
-            reductions["pixel_accuracy"] = lambda sums: ratio(sums[:, 0].sum(axis=-1), sums[:, 2].sum(axis=-1))
-        found = {key: bootstrap_interval(np.stack(self._overlaps), reduce) for key, reduce in reductions.items()}
-        if self._objects:
-            of_objects: dict[str, Reduce] = {
-                "objects/ap": lambda sums: nan_mean(ObjectScores.from_sums(sums).mean_average_precision()),
-                "objects/ap50": lambda sums: nan_mean(ObjectScores.from_sums(sums).average_precision()[..., 0]),
-                "objects/f1_50": lambda sums: nan_mean(ObjectScores.from_sums(sums).f1()[..., 0]),
-            }
-            found |= {key: bootstrap_interval(np.stack(self._objects), reduce) for key, reduce in of_objects.items()}
-        return found
-
-
-def _overlap(sums: Array) -> Overlap[Array]:
-    return Overlap(sums[:, 0], sums[:, 1], sums[:, 2])
-
-
-def _objects_of(labelling: Labelling) -> tuple[Array, Array]:
-    """The map of objects, and the class id of each."""
-    if labelling.objects is None:
-        raise ValueError("objects are to be measured, but a labelling has none")
-    count = int(labelling.objects.max(initial=0))
-    labels = np.ones(count, np.int64) if labelling.labels is None else np.asarray(labelling.labels)
-    if len(labels) < count:
-        raise DataError(f"the map of objects holds object {count}, but only {len(labels)} objects have a class")
-    return labelling.objects, labels
-
-
-def _of_class(labelling: Labelling, class_id: int) -> Array:
-    """The map without the objects of other classes."""
-    objects, labels = _objects_of(labelling)
-    kept = np.concatenate([[False], labels == class_id])
-    return np.where(kept[objects], objects, 0)
-
-
-def _object_summary(sums: Array) -> dict[str, float]:
-    """`ObjectScores.summary` of each class, (C, T, 4), averaged over the classes that occur; with the numbers of objects."""
-    rows = [ObjectScores.from_sums(of_class).summary() for of_class in sums]
-    means = {key: float(nan_mean(np.array([row[key] for row in rows]))) for key in rows[0]}
-    true_positives, false_positives, false_negatives = (int(x) for x in sums[:, 0, :3].sum(axis=0))
-    return means | {"truth_objects": true_positives + false_negatives, "predicted_objects": true_positives + false_positives}
-
-
-def _segment_scores(prediction: Array, truth: Array, membrane: int, ignore_index: int) -> dict[str, float]:
-    """ISBI 2012's scores of the segments between membranes: truth without its membranes, borders of the prediction thinned."""
-    counted = (truth != membrane) & (truth != ignore_index)
-    wanted = segments_of(counted)
-    found = segments_of(prediction != membrane, thin=True)
-    rand, info = v_rand(found, wanted), v_info(found, wanted)
-    return {
-        "em/v_rand": rand.score,
-        "em/v_rand_split": rand.split,
-        "em/v_rand_merge": rand.merge,
-        "em/v_info": info.score,
-        "em/adapted_rand_error": adapted_rand_error(found, wanted),
-    }
+def _objects(numbers: dict[str, float]) -> dict[str, float] | None:
+    prefix = "objects/"
+    return {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)} or None
 
 
 def _plain(value: Any) -> Any:
@@ -277,5 +194,5 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _numbers(values: dict[str, float | None] | None) -> dict[str, float] | None:
-    return None if values is None else {key: _number(value) for key, value in values.items()}
+def _numbers(values: dict[str, float | None]) -> dict[str, float]:
+    return {key: _number(value) for key, value in values.items()}

@@ -257,11 +257,10 @@ class ObjectScores:
         whole = self.true_positives + (self.false_positives + self.false_negatives) / 2
         return ratio(self.sums[..., 3], whole, absent_score(absent))
 
-    def summary(self) -> dict[str, float]:
-        """Flat numbers: "ap", "ap50", "ap55" ...; then precision, recall, f1, matched IoU and PQ at the first threshold."""
+    def scores(self) -> dict[str, NDArray[np.float64]]:
+        """By flat name, (...): "ap", "ap50", "ap55" ...; precision, recall, f1, matched IoU and PQ at the first threshold."""
         names = [f"{round(100 * threshold)}" for threshold in self.thresholds]
-        flat = {"ap": float(self.mean_average_precision())}
-        flat |= {f"ap{name}": float(value) for name, value in zip(names, self.average_precision(), strict=True)}
+        average_precision = self.average_precision()
         at_first = {
             "precision": self.precision(),
             "recall": self.recall(),
@@ -269,7 +268,15 @@ class ObjectScores:
             "mean_matched_iou": self.mean_matched_iou(),
             "panoptic_quality": self.panoptic_quality(),
         }
-        return flat | {f"{key}_{names[0]}": float(value[0]) for key, value in at_first.items()}
+        return {
+            "ap": self.mean_average_precision(),
+            **{f"ap{name}": average_precision[..., t] for t, name in enumerate(names)},
+            **{f"{key}_{names[0]}": value[..., 0] for key, value in at_first.items()},
+        }
+
+    def summary(self) -> dict[str, float]:
+        """`scores` as plain numbers, of sums without leading axes."""
+        return {name: float(value) for name, value in self.scores().items()}
 
 
 def object_scores(

@@ -18,7 +18,9 @@ from delineate.data.load import load_sample
 from delineate.data.targets import make_targets
 from delineate.errors import DataError
 from delineate.files import atomic_path, make_folder
-from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore, Labelling
+from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Resampling
+from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore
+from delineate.metrics.measures import Labelling
 from delineate.predict.predictor import Predictor
 from delineate.predict.reading import align_classes, has_truth, read_labelling, truth_size
 from delineate.predict.results import Results
@@ -36,15 +38,15 @@ def evaluate(
     split: str,
     previews: Path | None = None,
     em: bool | str = False,
-    intervals: bool = True,
+    intervals: Resampling | None = DEFAULT_RESAMPLING,
 ) -> Evaluation:
     """Predict `records` of `dataset` and measure the predictions against their truth.
 
     Numbers of pixels; for data of objects, where the network tells objects apart, also those of objects at fixed IoU; with `em`
-    ISBI 2012's scores of the segments between membranes (a name: of the class that separates them); 95 % bootstrap intervals
-    over pictures. `previews`: a folder for drawings of truth, prediction and errors of the worst, the best and some other
-    pictures. Pictures without a truth are left out, with a note. Raises `DataError` where nothing is left, and where the
-    classes of network and data differ.
+    ISBI 2012's scores of the segments between membranes (a name: of the class that separates them); bootstrap intervals over
+    pictures unless `intervals` is None. `previews`: a folder for drawings of truth, prediction and errors of the worst, the
+    best and some other pictures. Pictures without a truth are left out, with a note. Raises `DataError` where nothing is left,
+    and where the classes of network and data differ.
     """
     known = [record for record in records if has_truth(record)]
     if not known:

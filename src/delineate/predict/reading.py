@@ -22,7 +22,7 @@ from delineate.data.open import open_dataset
 from delineate.data.sample import IGNORE
 from delineate.errors import DataError
 from delineate.metrics.coco import check_detections
-from delineate.metrics.evaluation import Labelling
+from delineate.metrics.measures import Labelling
 
 RESULTS = "results"  # the format of data sets that were a COCO results list
 ObjectsFrom = Literal["auto", "instances", "components", "none"]

@@ -15,8 +15,10 @@ import numpy as np
 from delineate.data.dataset import Dataset, Instance, Record
 from delineate.data.sample import IGNORE
 from delineate.errors import ConfigError, DataError, suggest
+from delineate.metrics.bootstrap import Resampling
 from delineate.metrics.coco import IouType, coco_scores
-from delineate.metrics.evaluation import Evaluation, Evaluator, Labelling
+from delineate.metrics.evaluation import Evaluation, Evaluator
+from delineate.metrics.measures import Labelling
 from delineate.predict.objects import extract_objects
 from delineate.predict.reading import (
     RESULTS,
@@ -90,7 +92,7 @@ def score(
         if with_objects:
             wanted, found = _with_objects(wanted, objects), _with_objects(found, objects)
         evaluator.add(record.name, found, wanted, str(record.image))
-    evaluation = evaluator.finish(pairs.split, intervals=ci)
+    evaluation = evaluator.finish(pairs.split, intervals=Resampling() if ci else None)
     return replace(evaluation, summary=evaluation.summary | summary, notes=(*notes, *evaluation.notes))
 
 
