@@ -2,7 +2,10 @@
 #include <nanobind/nanobind.h>
 
 #define KERNELS(X) \
-    X(histogram)
+    X(histogram) \
+    X(masks)     \
+    X(nms)       \
+    X(rle)
 
 namespace delineate {
 namespace nb = nanobind;
