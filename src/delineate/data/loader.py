@@ -29,7 +29,8 @@ from delineate.data.sample import Sample
 from delineate.data.samplers import Draw, EpochSampler, class_uniform_order, even_order
 from delineate.data.targets import border_band, border_weight_map, distance_map, find_objects, make_targets
 from delineate.data.transforms import build_transforms
-from delineate.errors import DataError, DelineateError
+from delineate.errors import ConfigError, DataError, DelineateError
+from delineate.guard import ADVICE, UNGUARDED
 from delineate.weights.conventions import Conventions
 
 CACHE_SHARE = 0.25  # of the free memory, over all workers of a loader
@@ -148,10 +149,31 @@ class PatchLoader(DataLoader[Batch]):
     """A DataLoader whose workers' errors are raised as they were: one line, the worker's traceback as the cause."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for item in super().__iter__():
-            if isinstance(item, Failure):
-                raise item.error from RuntimeError(f"in a loader process:\n{item.trace}")
-            yield item
+        try:
+            for item in super().__iter__():
+                if isinstance(item, Failure):
+                    raise item.error from RuntimeError(f"in a loader process:\n{item.trace}")
+                yield item
+        except (RuntimeError, EOFError, OSError) as error:  # what torch raises for a lost worker depends on what it was doing
+            if codes := self._exit_codes():
+                raise _end_of_workers(codes) from error
+            raise
+
+    def _exit_codes(self) -> set[int]:
+        """How workers ended that have ended without being asked to."""
+        workers = getattr(self._iterator, "_workers", ())
+        for worker in workers:
+            worker.join(timeout=1)  # the fork server tells of an end a little later
+        return {worker.exitcode for worker in workers if worker.exitcode}
+
+
+def _end_of_workers(codes: set[int]) -> DelineateError:
+    if UNGUARDED in codes:
+        return ConfigError(ADVICE)
+    ended = ", ".join(f"signal {-code}" if code < 0 else f"exit code {code}" for code in sorted(codes))
+    return DelineateError(
+        f"a loader process ended ({ended}), often because memory ran out; set workers lower, or data.cache: false"
+    )
 
 
 def make_loader(

@@ -17,6 +17,7 @@ from delineate.config import TrainConfig
 from delineate.data import Dataset
 from delineate.errors import ConfigError, DelineateError
 from delineate.files import write_json
+from delineate.guard import end_process_that_starts
 from delineate.train.build import conventions_of, prepare_dataset, reproducible, seed_step
 from delineate.train.logging import peak_memory
 from delineate.train.optim import learning_rate, set_learning_rate
@@ -57,6 +58,7 @@ def train(
     instead of that at `config.data.path`. Raises `ConfigError`, `DataError` or another `DelineateError` of one line, and
     KeyboardInterrupt after Ctrl-C or SIGTERM, when its state is saved.
     """
+    end_process_that_starts()
     if plan is not None and under_torchrun():
         raise ConfigError("the processes of torchrun would each make their own plan; write one: delineate plan DATA --out FILE")
     folder = RunFolder(Path(out))

@@ -23,6 +23,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from delineate.config import TrainConfig
 from delineate.devices import pick_device, pick_precision
 from delineate.errors import ConfigError, DelineateError
+from delineate.guard import ADVICE, UNGUARDED
 
 # What the libraries announce about themselves is not for our users; their warnings and errors are. Here and not in a function,
 # because Fabric speaks in a new process before it calls us.
@@ -135,6 +136,8 @@ def _spawn(fabric: Fabric, job: Job) -> None:
             raise KeyboardInterrupt from error
         if not errors.empty():
             raise errors.get() from error
+        if isinstance(error, ProcessExitedException) and error.exit_code == UNGUARDED:
+            raise ConfigError(ADVICE) from error
         if isinstance(error, ProcessExitedException) and error.signal_name == "SIGKILL":
             raise DelineateError(
                 f"process {error.error_index} was killed, often because memory ran out; lower batch, augment.patch or devices"
