@@ -14,12 +14,14 @@ from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
+    MulticlassFBetaScore,
     MulticlassJaccardIndex,
     MulticlassPrecision,
     MulticlassRecall,
+    MulticlassSpecificity,
     MultilabelConfusionMatrix,
+    MultilabelSpecificity,
 )
-from torchmetrics.segmentation import MeanIoU
 
 from delineate.errors import DataError
 from delineate.metrics import ConfusionMatrix, MultilabelConfusion, Overlap
@@ -139,6 +141,11 @@ def test_scores_are_torchmetrics(device: torch.device) -> None:
         (matrix.frequency_weighted_iou(), MulticlassJaccardIndex(average="weighted", **options)),
         (matrix.dice(), MulticlassF1Score(average=None, **options)),
         (matrix.mean_dice(), MulticlassF1Score(average="macro", **options)),
+        (matrix.f_beta(2.0), MulticlassFBetaScore(2.0, average=None, **options)),
+        (matrix.f_beta(0.5), MulticlassFBetaScore(0.5, average=None, **options)),
+        (matrix.specificity(), MulticlassSpecificity(average=None, **options)),
+        (matrix.normalised("truth"), MulticlassConfusionMatrix(normalize="true", **options)),
+        (matrix.normalised("prediction"), MulticlassConfusionMatrix(normalize="pred", **options)),
         (matrix.precision(), MulticlassPrecision(average=None, **options)),
         (matrix.recall(), MulticlassRecall(average=None, **options)),
         (matrix.mean_accuracy(), MulticlassAccuracy(average="macro", **options)),
@@ -146,21 +153,6 @@ def test_scores_are_torchmetrics(device: torch.device) -> None:
     ]
     for ours, theirs in pairs:
         np.testing.assert_allclose(ours, theirs(p, t).numpy(), rtol=1e-6)
-
-
-def test_torchmetrics_mean_iou_is_another_number() -> None:
-    """It averages over pictures and classes, so a small object weighs as much as a large one, and has no ignored class."""
-    truth, prediction = np.zeros((2, 10, 10), np.uint8), np.zeros((2, 10, 10), np.uint8)
-    truth[0], prediction[0] = 1, 1
-    prediction[0, 0, 0] = 0
-    truth[1, 0, 0] = 1  # one pixel, missed
-    theirs = MeanIoU(num_classes=2, per_class=False, input_format="index")
-    theirs.update(torch.from_numpy(prediction).long(), torch.from_numpy(truth).long())
-    matrix = filled(prediction, truth, 2)
-    assert matrix.mean_iou() == pytest.approx((99 / 101 + 99 / 101) / 2)
-    each = ConfusionMatrix.from_counts(np.stack([filled(p, t, 2).counts for p, t in zip(prediction, truth, strict=True)]))
-    assert float(theirs.compute()) == pytest.approx(float(each.mean_iou().mean()))  # what it computes
-    assert float(theirs.compute()) < 0.75 < 0.98 < matrix.mean_iou()
 
 
 def test_conventions_for_absent_classes() -> None:
@@ -179,12 +171,17 @@ def test_conventions_for_absent_classes() -> None:
     assert matrix.mean_iou(absent=1) == 0.625
     np.testing.assert_allclose(matrix.dice(), [1, 2 / 3, 0, np.nan])
     assert matrix.mean_dice() == pytest.approx(5 / 9)
+    np.testing.assert_allclose(matrix.f_beta(2.0), [1, 2.5 / (2.5 + 2), 0, np.nan])  # 5 I / (5 I + 4 FN + FP)
+    np.testing.assert_array_equal(matrix.f_beta(1.0, absent=0), matrix.dice(absent=0))
+    np.testing.assert_array_equal(matrix.specificity(), [1, 1, 0.75, 1])
     np.testing.assert_array_equal(matrix.precision(), [1, 1, 0, np.nan])
     np.testing.assert_array_equal(matrix.recall(), [1, 0.5, np.nan, np.nan])
     np.testing.assert_array_equal(matrix.recall(absent=0), [1, 0.5, 0, 0])
     assert matrix.mean_accuracy() == 0.75
     assert matrix.pixel_accuracy() == 0.75
     assert matrix.frequency_weighted_iou() == 0.75
+    with pytest.raises(ValueError, match="beta is -1"):
+        matrix.f_beta(-1)
     for wrong in ({"absent": 2}, {"presence": "pred"}):
         with pytest.raises(ValueError, match="expected"):
             matrix.iou(**wrong)  # type: ignore[arg-type]
@@ -239,6 +236,29 @@ def test_summary_and_rows_are_plain_numbers() -> None:
     }
     with pytest.raises(ValueError, match="3 names"):
         matrix.per_class(["sky", "tree", "sea"])
+
+
+def test_the_most_frequent_confusions() -> None:
+    prediction, truth = random_pair()
+    matrix, names = filled(prediction, truth, 5), ["road", "sky", "tree", "car", "sign"]
+    rows = matrix.confusions(names, limit=100)
+    wrong = [(names[t], names[p], int(((truth == t) & (prediction == p)).sum())) for t in range(5) for p in range(5) if t != p]
+    assert sorted((row["truth"], row["prediction"], row["pixels"]) for row in rows) == sorted(wrong)
+    assert [row["pixels"] for row in rows] == sorted((pixels for *_, pixels in wrong), reverse=True)
+    assert sum(row["share_of_errors"] for row in rows) == pytest.approx(1)
+    for row in rows:
+        assert row["share_of_class"] == pytest.approx(row["pixels"] / (truth == names.index(row["truth"])).sum())
+    assert matrix.confusions(names, limit=3) == rows[:3]
+    json.dumps(rows)
+    assert filled(truth % 5, truth % 5, 5).confusions(names) == []
+    with pytest.raises(ValueError, match="3 names"):
+        matrix.confusions(["a", "b", "c"])
+    with pytest.raises(ValueError, match="by is 'all'"):
+        matrix.normalised("all")  # type: ignore[arg-type]
+    shares = ConfusionMatrix.from_counts(np.stack([matrix.counts, 0 * matrix.counts])).normalised()
+    assert shares.shape == (2, 5, 5)
+    np.testing.assert_allclose(shares[0].sum(axis=1), 1)
+    assert np.isnan(shares[1]).all()
 
 
 @pytest.mark.parametrize("kind", ["array", "tensor"])
@@ -303,6 +323,8 @@ def test_overlapping_classes_are_torchmetrics() -> None:
     theirs = MultilabelConfusionMatrix(num_labels=3, ignore_index=-1)
     flat = [x.movedim(1, -1).reshape(-1, 3).long() for x in (prediction, truth)]
     np.testing.assert_array_equal(confusion.counts, theirs(*flat).numpy())
+    specificity = MultilabelSpecificity(num_labels=3, average=None, ignore_index=-1)(*flat)
+    np.testing.assert_allclose(confusion.specificity(), specificity.numpy(), rtol=1e-6)
     other = MultilabelConfusion(3)
     other.state = confusion.state
     confusion.merge(other)
