@@ -149,8 +149,11 @@ def joint_counts(prediction: NDArray[Any], truth: NDArray[Any]) -> JointCounts:
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction has shape {prediction.shape}, truth {truth.shape}; both must be the same")
     t, p = (np.ascontiguousarray(x).reshape(-1) for x in (truth, prediction))
-    t_ids, t_table = _compact(t, "truth")
-    p_ids, p_table = _compact(p, "prediction")
+    rows, columns = _count_of_values(t, "truth"), _count_of_values(p, "prediction")
+    if rows * columns <= max(4 * t.size, 1 << 16):
+        return _joint_counts_of_few(p, t, rows, columns)
+    t_ids, t_table = _compact(t)
+    p_ids, p_table = _compact(p)
     width = len(p_ids)
     size = len(t_ids) * width
     dense = size <= max(4 * t.size, 1 << 16)  # then no sort is needed
@@ -172,15 +175,30 @@ def joint_counts(prediction: NDArray[Any], truth: NDArray[Any]) -> JointCounts:
     return JointCounts(codes // max(width, 1), codes % max(width, 1), pixels, t_ids, p_ids)
 
 
-def _compact(labels: NDArray[Any], what: str) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """The sorted values of `labels` (N,), and the table from value to index among them where one fits."""
+def _count_of_values(labels: NDArray[Any], what: str) -> int:
+    """One more than the largest label, 0 without labels; raises ValueError for what is no map of segments."""
     if labels.dtype.kind not in "biu":
         raise ValueError(f"{what} has dtype {labels.dtype}; a map of segments holds integers")
-    if labels.size == 0:
-        return np.zeros(0, np.int64), None
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0:
+    if labels.size and (low := int(labels.min())) < 0:
         raise ValueError(f"{what} holds {low}; segments are numbered from 0")
+    return int(labels.max()) + 1 if labels.size else 0
+
+
+def _joint_counts_of_few(p: NDArray[Any], t: NDArray[Any], rows: int, columns: int) -> JointCounts:
+    """`joint_counts` of labels below `rows` (truth) and `columns`: counted as they are, which takes half the time."""
+    total = np.zeros(rows * columns, np.int64)
+    for start in range(0, t.size, max(_CHUNK, len(total))):
+        piece = slice(start, start + max(_CHUNK, len(total)))
+        total += np.bincount(t[piece].astype(np.int64) * columns + p[piece].astype(np.int64), minlength=len(total))
+    table = total.reshape(rows, columns)
+    t_ids, p_ids = np.flatnonzero(table.any(axis=1)), np.flatnonzero(table.any(axis=0))
+    row, column = np.nonzero(table)
+    return JointCounts(np.searchsorted(t_ids, row), np.searchsorted(p_ids, column), table[row, column], t_ids, p_ids)
+
+
+def _compact(labels: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """The sorted values of `labels` (N,), and the table from value to index among them where one fits."""
+    high = int(labels.max(initial=0))
     if high > max(4 * labels.size, 1 << 16):  # few pixels with large numbers
         return np.unique(labels).astype(np.int64), None
     there = np.zeros(high + 1, bool)
