@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from skimage.metrics import adapted_rand_error as skimage_adapted_rand
 
+from delineate.cli import run
 from delineate.data.synthetic import blobs, make_blobs_dataset
 from delineate.errors import ConfigError, DataError
+from delineate.metrics.bootstrap import Resampling
 from delineate.metrics.coco import COCO_NAMES, coco_scores
+from delineate.metrics.confusion import ConfusionMatrix
 from delineate.metrics.evaluation import Evaluation, Evaluator
 from delineate.metrics.measures import Labelling
 from delineate.predict.reading import align_classes
-from delineate.predict.score import score
+from delineate.predict.score import compare, score
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -180,6 +184,100 @@ def test_json_round_trip_and_table(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "never" in printed
 
 
+# --- two predictions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rivals(tmp_path: Path, truth: Path) -> tuple[Path, Path]:
+    """Predictions with a tenth and with a third of the pixels drawn anew."""
+    rng = np.random.default_rng(5)
+    folders = tmp_path / "good", tmp_path / "poor"
+    for folder, share in zip(folders, (0.1, 0.3), strict=True):
+        for path in truth.iterdir():
+            wanted = np.asarray(Image.open(path))
+            found = np.where(
+                rng.random(wanted.shape) < share, rng.integers(0, 3, wanted.shape), np.where(wanted > 2, 0, wanted)
+            )
+            save(folder / path.name, found.astype(np.uint8))
+    return folders
+
+
+def test_comparing_two_predictions(truth: Path, rivals: tuple[Path, Path]) -> None:
+    """The numbers of each are those of `score`, and the interval that of resampling confusion matrices by hand."""
+    good, poor = rivals
+    compared = compare(good, poor, truth, resampling=Resampling(resamples=300, seed=2))
+    of_good, of_poor = score(good, truth), score(poor, truth)
+    assert compared.scores.keys() == of_good.summary.keys()
+    for name, number in compared.scores.items():
+        assert (number.a, number.b) == (of_good.summary[name], of_poor.summary[name])
+        assert number.difference == number.a - number.b
+    matrices = []
+    for folder in rivals:
+        for name in "abc":
+            matrix = ConfusionMatrix(3)
+            matrix.update(np.asarray(Image.open(folder / f"{name}.png")), np.asarray(Image.open(truth / f"{name}.png")))
+            matrices.append(matrix.counts)
+    draws = np.random.default_rng(2).multinomial(3, np.full(3, 1 / 3), size=300)
+    ious = [ConfusionMatrix.from_counts(np.tensordot(draws, np.stack(m), 1)).mean_iou() for m in (matrices[:3], matrices[3:])]
+    differences = ious[0] - ious[1]
+    row = compared.scores["mean_iou"]
+    assert (row.low, row.high) == pytest.approx(np.quantile(differences, [0.025, 0.975]))
+    assert row.better == (differences > 0).mean() == 1.0
+    back = compare(poor, good, truth).scores["mean_iou"]
+    assert (back.difference, back.better) == (-row.difference, 0.0)
+    assert compare(good, good, truth).scores["mean_iou"].better == 0.5
+
+
+def test_comparing_on_the_command_line(
+    tmp_path: Path, truth: Path, rivals: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, poor = map(str, rivals)
+    assert run(["score", good, poor, "--truth", str(truth), "--json", str(tmp_path / "c.json"), "--confidence", "0.9"]) == 0
+    printed = capsys.readouterr().out
+    assert "90 % interval" in printed
+    assert "100.0%" in printed
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert content["scores"]["mean_iou"]["a"] == score(good, truth).summary["mean_iou"]
+    assert (content["pictures"], content["resampling"]["confidence"]) == (3, 0.9)
+    assert run(["score", good, "--truth", str(truth), "--json", "-"]) == 0  # one prediction: as `score GOOD TRUTH`
+    assert json.loads(capsys.readouterr().out)["summary"] == score(good, truth).summary
+    assert run(["score", good]) == 2
+    assert "A B --truth TRUTH" in capsys.readouterr().err
+
+
+def test_comparing_predictions_of_different_pictures(tmp_path: Path, truth: Path, rivals: tuple[Path, Path]) -> None:
+    good, poor = rivals
+    (poor / "b.png").unlink()
+    with pytest.raises(DataError, match=r"poor: 1 pictures of the truth have no prediction \(b\)"):
+        compare(good, poor, truth)
+    data = make_blobs_dataset(tmp_path / "data", 3, 48, val=2)
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    for path in data.rglob("masks/*.png"):
+        for folder in (whole, part) if path.parent.parent.name == "val" else (whole,):
+            save(folder / path.name, np.asarray(Image.open(path)))
+    with pytest.raises(DataError, match=r"whole is of the 5 pictures of 'all', .*part is of the 2 pictures of 'val'"):
+        compare(whole, part, data)
+
+
+def test_intervals_of_every_number(truth: Path, rivals: tuple[Path, Path]) -> None:
+    evaluation = score(rivals[1], truth, ci=Resampling(confidence=0.5, resamples=100, seed=3), em=True, objects="components")
+    counted = {"objects/truth_objects", "objects/predicted_objects"}
+    assert evaluation.intervals is not None
+    assert evaluation.intervals.keys() == evaluation.summary.keys() - counted
+    wide = score(rivals[1], truth, ci=True).intervals or {}
+    low, high = evaluation.intervals["mean_iou"]
+    assert wide["mean_iou"][0] < low < high < wide["mean_iou"][1]
+
+
+def test_numbers_of_each_picture_as_csv(tmp_path: Path, truth: Path, rivals: tuple[Path, Path]) -> None:
+    assert run(["score", str(rivals[0]), str(truth), "--per-image", str(tmp_path / "numbers.csv"), "--quiet"]) == 0
+    with (tmp_path / "numbers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["picture"] for row in rows] == ["a", "b", "c"]
+    images = score(rivals[0], truth).images
+    assert [float(row["mean_iou"]) for row in rows] == [image.mean_iou for image in images]
+
+
 # --- COCO ---------------------------------------------------------------------------------------------------------------
 
 
@@ -200,7 +298,8 @@ def test_published_coco_numbers(real_data: Path, results: str, expected: str, io
     )
     assert {name: evaluation.summary[f"{iou_type}/{name}"] for name in COCO_NAMES} == wanted
     if results == "fakebbox100":
-        assert evaluation.images == ()  # boxes say nothing of pixels
+        assert "mean_iou" not in evaluation.summary  # boxes say nothing of pixels
+        assert len(evaluation.images) == 100
 
 
 def coco_truth(annotation_id: int = 1) -> dict[str, Any]:

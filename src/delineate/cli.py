@@ -42,6 +42,14 @@ JsonFile = Annotated[
     ),
 ]
 
+EmScores = Annotated[
+    bool, Parameter(negative="", help="Also V^Rand, V^Info and adapted Rand error of the segments between membranes.")
+]
+Confidence = Annotated[float | None, Parameter(help="Of the intervals. Default: 0.95.")]
+Resamples = Annotated[int | None, Parameter(help="Drawn for the intervals. Default: 2000.")]
+BootstrapSeed = Annotated[int | None, Parameter(help="Of the resamples; the same seed draws the same. Default: 0.")]
+PerImage = Annotated[Path | None, Parameter(help="Also write a CSV with the numbers of each picture, one row a picture.")]
+
 KeyValue = Annotated[
     list[str],
     Parameter(
@@ -312,14 +320,18 @@ def evaluate_(
     split: Annotated[str | None, Parameter(help="Default: val, or all pictures where there is no such split.")] = None,
     out: Annotated[Path | None, Parameter(help="Folder for pictures of the best and worst predictions.")] = None,
     flips: Annotated[bool, Parameter(negative="", help="Average over mirrored pictures.")] = False,
-    em: Annotated[bool, Parameter(negative="", help="Also V^Rand, V^Info and adapted Rand error of the membranes.")] = False,
+    em: EmScores = False,
+    confidence: Confidence = None,
+    resamples: Resamples = None,
+    seed: BootstrapSeed = None,
+    per_image: PerImage = None,
     format: Format = None,
     device: Device = None,
     precision: Precision = None,
     json: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Predict a data set and measure the result against its truth.
+    """Predict a data set and measure the result against its truth, with bootstrap intervals.
 
     Parameters
     ----------
@@ -338,35 +350,67 @@ def evaluate_(
     if split != "all" and split not in dataset.splits:
         raise ConfigError(f"--split {split}: {data} has {', '.join(dataset.splits)}")
     records = dataset.records if split == "all" else dataset.splits[split]
-    evaluation = evaluate(predictor, dataset, records, split=split, previews=out, em=em)
+    intervals = _resampling(confidence, resamples, seed)
+    evaluation = evaluate(predictor, dataset, records, split=split, previews=out, em=em, intervals=intervals)
     _show(evaluation.to_json(), json, None if quiet else evaluation.print)
+    if per_image is not None:
+        evaluation.write_csv(per_image)
 
 
 @app.command
 def score(
     predictions: Path,
-    truth: Path,
+    other: Annotated[Path | None, Parameter(help="The truth; with --truth, predictions B to compare PREDICTIONS with.")] = None,
     *,
+    truth: Annotated[
+        Path | None, Parameter(help="Truth of two predictions: which is better, and how sure is that (paired bootstrap)?")
+    ] = None,
     format: Format = None,
     ignore: Annotated[int, Parameter(help="Class id of pixels that do not count.")] = 255,
-    ci: Annotated[bool, Parameter(negative="", help="Add 95 % bootstrap intervals over pictures.")] = False,
-    em: Annotated[bool, Parameter(negative="", help="Also V^Rand, V^Info and adapted Rand error of the membranes.")] = False,
+    em: EmScores = False,
+    ci: Annotated[bool, Parameter(negative="", help="Add bootstrap intervals over pictures.")] = False,
+    confidence: Confidence = None,
+    resamples: Resamples = None,
+    seed: BootstrapSeed = None,
+    per_image: PerImage = None,
     json: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure predictions against truth, both from files; no model is needed.
+    """Measure predictions against truth, or compare two predictions, all from files; no model is needed.
 
     Parameters
     ----------
     predictions
         Folder of label pictures, COCO results or any data set.
-    truth
-        Folder of label pictures, COCO annotations or any data set.
     """
+    from delineate.predict.score import compare
     from delineate.predict.score import score as score_files
 
-    evaluation = score_files(predictions, truth, format=format, ignore=ignore, ci=ci, em=em)
+    drawn = confidence is not None or resamples is not None or seed is not None
+    compared = truth is not None and other is not None
+    truth = truth or other
+    if truth is None:
+        raise ConfigError("nothing to score against: give PREDICTIONS TRUTH, or A B --truth TRUTH to compare two predictions")
+    if drawn and not (ci or compared):
+        raise ConfigError("--confidence, --resamples and --seed are of the intervals; add --ci")
+    resampling = _resampling(confidence, resamples, seed)
+    if compared and other is not None:
+        if per_image is not None:
+            raise ConfigError("--per-image is of one prediction; leave it away, or score A and B one by one")
+        comparison = compare(predictions, other, truth, resampling=resampling, format=format, ignore=ignore, em=em)
+        return _show(comparison.to_json(), json, None if quiet else comparison.print)
+    evaluation = score_files(predictions, truth, ci=resampling if ci else False, format=format, ignore=ignore, em=em)
     _show(evaluation.to_json(), json, None if quiet else evaluation.print)
+    if per_image is not None:
+        evaluation.write_csv(per_image)
+    return None
+
+
+def _resampling(confidence: float | None, resamples: int | None, seed: int | None) -> Any:
+    from delineate.metrics.bootstrap import Resampling
+
+    given = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    return Resampling(**{name: value for name, value in given.items() if value is not None})
 
 
 @app.command

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from delineate.errors import DataError
-from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Draws, Resampling, score_intervals
+from delineate.files import write_text
+from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Draws, Resampling, ScoresOf, score_intervals
+from delineate.metrics.confusion import ConfusionMatrix
 from delineate.metrics.measures import Labelling, Measure, MembraneMeasure, ObjectMeasure, PixelMeasure, Scores
 
 if TYPE_CHECKING:
     from rich.console import Group
+
+
+Kind = Literal["semantic", "instance", "panoptic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,7 @@ class Evaluation:
     """The numbers of a set of pictures; `to_json` is what evaluation.json holds."""
 
     split: str
-    kind: Literal["semantic", "instance"]
+    kind: Kind
     classes: tuple[str, ...]
     summary: dict[str, float]  # flat names; those of objects begin with "objects/", COCO's with "bbox/" and "segm/"
     per_class: tuple[dict[str, Any], ...]  # name, iou, dice, precision, recall, truth_pixels, predicted_pixels
@@ -66,7 +74,7 @@ class Evaluation:
         """Return what JSON can hold; numbers that are not defined or infinite become null."""
         images = [{"name": i.name, "path": i.path, "preview": i.preview, **i.numbers} for i in self.images]
         content = {field: getattr(self, field) for field in Evaluation.__slots__} | {"images": images}
-        return _plain(content | {"objects": self.objects, "intervals": self.intervals or {}})
+        return plain(content | {"objects": self.objects, "intervals": self.intervals or {}})
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evaluation:
@@ -105,6 +113,20 @@ class Evaluation:
 
         Console().print(self.table())
 
+    def write_csv(self, path: Path) -> None:
+        """Write a row for each picture: its name, and its numbers under their flat names; empty where not defined.
+
+        Raises `DelineateError` where the file cannot be written.
+        """
+        names = dict.fromkeys(name for image in self.images for name in image.numbers)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["picture", *names])
+        for image in self.images:
+            numbers = [plain(image.numbers.get(name)) for name in names]
+            writer.writerow([image.name, *("" if number is None else number for number in numbers)])
+        write_text(path, text.getvalue())
+
 
 class Evaluator:
     """Gathers the scores of pictures.
@@ -112,7 +134,7 @@ class Evaluator:
     `classes`: names, index = id in `Labelling.semantic`. `multilabel`: classes may overlap. `objects`: also match objects of
     one class at IoU 0.50 to 0.95; pixels that the truth ignores belong to no object. `membrane`: id of the class that separates
     segments; ISBI 2012's V^Rand, V^Info and adapted Rand error are then measured on the connected components of the others.
-    `measures`: further families of numbers.
+    `measures`: further families of numbers. `pixels=False`: none of pixels, for predictions that are boxes alone.
 
     >>> evaluator = Evaluator(("background", "cell"))
     >>> truth = Labelling(np.array([[0, 1, 1, 255]]))
@@ -131,12 +153,14 @@ class Evaluator:
         objects: bool = False,
         membrane: int | None = None,
         measures: Sequence[Measure] = (),
+        pixels: bool = True,
     ) -> None:
         self.classes = tuple(classes)
-        self.pixels = PixelMeasure(classes, ignore_index, multilabel)
+        self.pixels = PixelMeasure(classes, ignore_index, multilabel) if pixels else None
         self.objects = ObjectMeasure(range(1, len(classes)), ignore_index) if objects else None
         membranes = MembraneMeasure(membrane, ignore_index) if membrane is not None else None
         self.measures: list[Measure] = [m for m in (self.pixels, self.objects, membranes, *measures) if m is not None]
+        self._included: list[Any] = []
         self.images: list[ImageScore] = []
         self.notes: list[str] = []
 
@@ -151,25 +175,35 @@ class Evaluator:
         self.images.append(ImageScore(name, path, numbers))
         return self.images[-1]
 
+    def include(self, scores: ScoresOf) -> None:
+        """Take up numbers that were gathered elsewhere, of the same pictures in the same order."""
+        self._included.append(scores)
+
     def scores(self, draws: Draws) -> Scores:
         """Scores of the pictures, drawn as often as `draws` (R, N) says: what the bootstrap resamples."""
-        return {name: score for measure in self.measures for name, score in measure.scores(draws).items()}
+        families = [measure.scores for measure in self.measures] + self._included
+        return {name: score for scores in families for name, score in scores(draws).items()}
 
-    def finish(self, split: str, *, intervals: Resampling | None = DEFAULT_RESAMPLING) -> Evaluation:
+    def summary(self) -> dict[str, float]:
+        """The scores of all pictures, each drawn once."""
+        if not self.images:
+            return {}
+        return {name: float(score[0]) for name, score in self.scores(np.ones((1, len(self.images)))).items()}
+
+    def finish(self, split: str, *, kind: Kind | None = None, intervals: Resampling | None = DEFAULT_RESAMPLING) -> Evaluation:
         """Return the numbers of all pictures; unless `intervals` is None, with the bootstrap interval of each."""
-        count = len(self.images)
-        whole = self.scores(np.ones((1, count))) if count else {}
+        count, total = len(self.images), self.pixels.total if self.pixels else None
         found = score_intervals(self.scores, count, intervals) if intervals and count else {}
         return Evaluation(
             split=split,
-            kind="instance" if self.objects else "semantic",
+            kind=kind or ("instance" if self.objects else "semantic"),
             classes=self.classes,
-            summary={name: float(score[0]) for name, score in whole.items()} | (self.objects.counts() if self.objects else {}),
-            per_class=tuple(self.pixels.total.per_class(self.classes)),
-            confusion=None if self.pixels.multilabel else self.pixels.total.counts.tolist(),
+            summary=self.summary() | (self.objects.counts() if self.objects else {}),
+            per_class=tuple(total.per_class(self.classes)) if total else (),
+            confusion=total.counts.tolist() if isinstance(total, ConfusionMatrix) else None,
             images=tuple(self.images),
             intervals={name: (low, high) for name, (low, high) in found.items()},
-            confidence=intervals.confidence if intervals else 0.95,
+            confidence=intervals.confidence if intervals else DEFAULT_RESAMPLING.confidence,
             notes=tuple(self.notes),
         )
 
@@ -179,12 +213,12 @@ def _objects(numbers: dict[str, float]) -> dict[str, float] | None:
     return {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)} or None
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, numpy numbers as Python's, NaN as null."""
+def plain(value: Any) -> Any:
+    """Tuples as lists, numpy numbers as Python's, NaN and infinity as None: what JSON can hold."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

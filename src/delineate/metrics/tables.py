@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+    from delineate.metrics.comparison import ComparedScores
     from delineate.metrics.evaluation import Evaluation
 
 _MOST_CLASSES = 40
+_MOST_COMPARED = 12
 _WORST = 5
 _LEFT_OUT = {f"objects/ap{percent}" for percent in (55, 60, 65, 70, 80, 85, 95)}  # in the JSON only
 
@@ -31,14 +33,39 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
 
 def _summary_table(evaluation: Evaluation) -> Table:
     count = len(evaluation.images)
-    table = _table(f"{evaluation.split}: {count} picture{'s' * (count != 1)}", "number", "value", "95 % interval")
+    interval = f"{100 * evaluation.confidence:g} % interval"
+    table = _table(f"{evaluation.split}: {count} picture{'s' * (count != 1)}", "number", "value", interval)
     intervals = evaluation.intervals or {}
     for name, value in evaluation.summary.items():
         if name.startswith(("iou/", "dice/")) or name in _LEFT_OUT:  # the table of classes has the first
             continue
         low, high = intervals.get(name, (math.nan, math.nan))
-        table.add_row(name, _show(value), "" if math.isnan(low) else f"{low:.4f} to {high:.4f}")
+        table.add_row(name, _show(value), _interval(low, high))
     return table
+
+
+def comparison_table(comparison: ComparedScores) -> Group:
+    """Return the numbers of A and B, their differences with intervals, and how often A is better; decided ones in bold."""
+    from rich.console import Group
+    from rich.text import Text
+
+    count, resampling = comparison.pictures, comparison.resampling
+    title = f"{comparison.split}: {count} picture{'s' * (count != 1)}, the same for both in {resampling.resamples} resamples"
+    table = _table(title, "number", "A", "B", "A - B", f"{100 * resampling.confidence:g} % interval", "A better")
+    table.collapse_padding, table.pad_edge = True, False  # to fit 80 columns
+    several = sum(name.startswith("iou/") for name in comparison.scores) > _MOST_COMPARED
+    for name, score in comparison.scores.items():
+        if name in _LEFT_OUT or name.startswith("dice/") or (several and name.startswith("iou/")):
+            continue
+        better = "–" if math.isnan(score.better) else f"{score.better:.1%}"
+        numbers = _show(score.a), _show(score.b), f"{score.difference:+.4f}", _interval(score.low, score.high), better
+        table.add_row(name, *numbers, style="bold" if score.decided else None)
+    names = Text(f"A: {comparison.a}\nB: {comparison.b}")
+    return Group(names, table, *(Text(f"note: {note}", style="dim") for note in comparison.notes))
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 
 def _class_table(evaluation: Evaluation) -> Table:

@@ -6,24 +6,23 @@ It lies beside `evaluate` and not in `metrics`, because it reads what `delineate
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 import numpy as np
 
-from delineate.data.dataset import Dataset, Instance, Record
 from delineate.data.sample import IGNORE
 from delineate.errors import ConfigError, DataError, suggest
-from delineate.metrics.bootstrap import Resampling
-from delineate.metrics.coco import IouType, coco_scores
-from delineate.metrics.evaluation import Evaluation, Evaluator
+from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Resampling
+from delineate.metrics.coco import coco_scores
+from delineate.metrics.comparison import ComparedScores, compare_evaluators
+from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore, Kind
 from delineate.metrics.measures import Labelling
+from delineate.predict.detections import CocoPair, coco_pair, only_boxes
 from delineate.predict.objects import extract_objects
 from delineate.predict.reading import (
-    RESULTS,
     ObjectsFrom,
-    Pairs,
     align_classes,
     open_predictions,
     open_truth,
@@ -35,65 +34,122 @@ from delineate.predict.reading import (
 SCORE_THRESHOLD = 0.5
 
 
+class ScoreOptions(TypedDict, total=False):
+    """How `score` and `compare` read files, and what they measure."""
+
+    format: str | None  # of the truth; None: recognised
+    classes: Sequence[str] | None  # names of the truth's classes
+    ignore: int  # class id of the truth whose pixels are not counted, 255 unless given; crowd regions are not counted either
+    # Where objects come from. "auto": where the truth has some; label pictures of class ids then give their connected
+    # components. "components": of both, also where the truth has only classes. "instances": label pictures hold object ids.
+    objects: ObjectsFrom
+    em: bool | str  # also ISBI 2012's scores of the segments between membranes; a name: of the class that separates them
+    # Predicted objects with a lower score (0.5 unless given) do not count in numbers of pixels and of objects at fixed IoU.
+    score_threshold: float
+
+
 def score(
-    predictions: str | Path,
-    truth: str | Path,
-    *,
-    format: str | None = None,
-    classes: Sequence[str] | None = None,
-    ignore: int = IGNORE,
-    objects: ObjectsFrom = "auto",
-    em: bool | str = False,
-    ci: bool = False,
-    score_threshold: float = SCORE_THRESHOLD,
+    predictions: str | Path, truth: str | Path, *, ci: bool | Resampling = False, **options: Unpack[ScoreOptions]
 ) -> Evaluation:
     """Measure `predictions` against `truth`, both paths of files.
 
     Args:
-        truth: any data set that `open_dataset` reads (in `format`), or a label picture or a folder of them; `classes` names its
-            classes. Images need not be there. Pixels of class id `ignore`, and crowd regions, are not counted.
         predictions: what `delineate predict` wrote, a label picture or a folder of them (class ids, or object ids), COCO
             results, or any data set. Names must agree with those of the truth, or of one of its splits, one for one.
-        objects: "auto": where the truth has objects; label pictures of class ids then give their connected components.
-            "components": of both, also where the truth has only classes. "instances": label pictures hold object ids. "none".
-        em: also ISBI 2012's scores of the segments between membranes; a name: of the class that separates them.
-        ci: with 95 % bootstrap intervals.
-        score_threshold: predicted objects with a lower score do not count in numbers of pixels and of objects at fixed IoU.
-            Where both sides have objects with outlines or boxes and the predictions have scores, COCO's numbers, which need no
-            threshold, are in the summary as "segm/AP", "bbox/AP50" ...
+        truth: any data set that `open_dataset` reads, or a label picture or a folder of them. Images need not be there.
+        ci: with bootstrap intervals: 95 %, or as a `Resampling` says.
+        options: see `ScoreOptions`. Where both sides have objects with outlines or boxes and the predictions have scores,
+            COCO's numbers, which need no threshold, are in the summary as "segm/AP", "bbox/AP50" ...
 
     Raises `DataError` naming the file or record for anything missing, superfluous, damaged, or of another size or class.
     """
-    opened = open_truth(Path(truth), format, classes)
-    predicted = open_predictions(Path(predictions), opened, objects)
+    measured = _measure(Path(predictions), Path(truth), options)
+    resampling = ci if isinstance(ci, Resampling) else DEFAULT_RESAMPLING if ci else None
+    evaluation = measured.evaluator.finish(measured.split, kind=measured.kind, intervals=resampling)
+    return replace(evaluation, summary=evaluation.summary | measured.detections)
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    truth: str | Path,
+    *,
+    resampling: Resampling = DEFAULT_RESAMPLING,
+    **options: Unpack[ScoreOptions],
+) -> ComparedScores:
+    """Measure the predictions `a` and `b` against `truth`, and how sure their difference is: a paired bootstrap over pictures.
+
+    Paths and `options` as in `score`; each resample draws the same pictures for both. Raises `DataError` as `score` does, and
+    where `a` and `b` are predictions of different pictures.
+    """
+    of_a, of_b = (_measure(Path(path), Path(truth), options) for path in (a, b))
+    if of_a.split != of_b.split:
+        sizes = [f"{path} is of the {len(m.evaluator.images)} pictures of '{m.split}'" for path, m in ((a, of_a), (b, of_b))]
+        raise DataError(f"{sizes[0]}, {sizes[1]}; both must be predictions of the same pictures of {truth}")
+    compared = compare_evaluators(of_a.evaluator, of_b.evaluator, (str(a), str(b)), of_a.split, resampling)
+    notes = dict.fromkeys((*of_a.evaluator.notes, *of_b.evaluator.notes, *compared.notes))
+    return replace(compared, notes=tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Predictions that were measured: what `score` sums up and `compare` resamples."""
+
+    evaluator: Evaluator
+    split: str
+    kind: Kind
+    detections: dict[str, float]
+
+
+def _measure(predictions: Path, truth: Path, options: ScoreOptions) -> _Measured:
+    objects, ignore = options.get("objects", "auto"), options.get("ignore", IGNORE)
+    opened = open_truth(truth, options.get("format"), options.get("classes"))
+    predicted = open_predictions(predictions, opened, objects)
     pairs = pair_records(predicted, opened)
     lookup, note = align_classes(predicted.semantic_classes, opened.semantic_classes, str(predictions))
-    notes = [*opened.notes, *([note] if note else [])]
-    summary = _coco_numbers(opened, predicted, pairs, lookup, Path(predictions))
-    if _only_boxes(pairs.predictions) or _only_boxes(pairs.truths):
-        if not summary:
-            raise DataError(
-                f"{predictions}: one side has boxes without outlines, and no scores; give outlines or label pictures"
-            )
-        notes.append("one side has boxes without outlines, so there are no numbers of pixels")
-        return Evaluation(pairs.split, "instance", opened.semantic_classes, summary, (), None, (), notes=tuple(notes))
-    with_objects = objects != "none" and (opened.kind != "semantic" or objects == "components")
-    membrane = membrane_class(opened.semantic_classes, em) if em else None
-    evaluator = Evaluator(opened.semantic_classes, objects=with_objects, membrane=membrane)
-    threshold = score_threshold if any("score" in i.extra for r in pairs.predictions for i in r.instances or ()) else 0.0
+    boxes = only_boxes(pairs.predictions) or only_boxes(pairs.truths)
+    em = None if boxes else options.get("em")
+    evaluator = Evaluator(
+        opened.semantic_classes,
+        objects=not boxes and objects != "none" and (opened.kind != "semantic" or objects == "components"),
+        membrane=membrane_class(opened.semantic_classes, em) if em else None,
+        pixels=not boxes,
+    )
+    evaluator.notes += [*opened.notes, *([note] if note else [])]
+    detections = coco_pair(opened, predicted, pairs, lookup)
+    if boxes and not detections:
+        raise DataError(f"{predictions}: one side has boxes without outlines, and no scores; give outlines or label pictures")
+    if boxes:
+        evaluator.notes.append("one side has boxes without outlines, so there are no numbers of pixels")
+    scored = any("score" in i.extra for r in pairs.predictions for i in r.instances or ())
+    threshold = options.get("score_threshold", SCORE_THRESHOLD) if scored and not boxes else 0.0
     if threshold:
-        notes.append(f"objects with a score below {threshold:g} are left out, except in COCO's numbers")
+        evaluator.notes.append(f"objects with a score below {threshold:g} are left out, except in COCO's numbers")
     for prediction, record in zip(pairs.predictions, pairs.truths, strict=True):
+        if boxes:
+            evaluator.images.append(ImageScore(record.name, str(record.image), {}))
+            continue
         size = truth_size(record)
         wanted = read_labelling(opened, record, record.image, size)
         found = _translated(read_labelling(predicted, prediction, record.image, size, threshold), lookup)
         if ignore != IGNORE:
             wanted = replace(wanted, semantic=np.where(wanted.semantic == ignore, IGNORE, wanted.semantic))
-        if with_objects:
+        if evaluator.objects:
             wanted, found = _with_objects(wanted, objects), _with_objects(found, objects)
         evaluator.add(record.name, found, wanted, str(record.image))
-    evaluation = evaluator.finish(pairs.split, intervals=Resampling() if ci else None)
-    return replace(evaluation, summary=evaluation.summary | summary, notes=(*notes, *evaluation.notes))
+    numbers = _coco_numbers(detections, predictions) if detections else {}
+    return _Measured(evaluator, pairs.split, "instance" if evaluator.objects or boxes else "semantic", numbers)
+
+
+def _coco_numbers(pair: CocoPair, path: Path) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for iou_type in pair.iou_types:
+        try:
+            found = coco_scores(pair.truth, pair.detections, iou_type)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        numbers |= {f"{iou_type}/{name}": value for name, value in found.items()}
+    return numbers
 
 
 def membrane_class(classes: Sequence[str], em: bool | str) -> int:
@@ -122,66 +178,3 @@ def _with_objects(labelling: Labelling, objects: ObjectsFrom) -> Labelling:
         return labelling
     found = extract_objects(np.where(labelling.semantic == IGNORE, 0, labelling.semantic))
     return replace(labelling, objects=found.instance_map, labels=found.labels)
-
-
-def _only_boxes(records: Sequence[Record]) -> bool:
-    instances = [instance for record in records for instance in record.instances or ()]
-    return any(instance.segmentation is None for instance in instances)
-
-
-def _coco_numbers(truth: Dataset, predicted: Dataset, pairs: Pairs, lookup: np.ndarray, path: Path) -> dict[str, float]:
-    """COCO's numbers where predictions have scores and the truth objects; {} otherwise."""
-    if any(record.instances is None for record in (*pairs.truths, *pairs.predictions)):
-        return {}
-    instances = [i for record in pairs.predictions for i in record.instances or ()]
-    if predicted.format != RESULTS and not any("score" in i.extra for i in instances):
-        return {}
-    # COCO takes pictures in the order of their ids, which decides between equal scores.
-    ids = [record.image_id for record in pairs.truths]
-    ids = ids if len({type(n) for n in ids}) == 1 and None not in ids else list(range(1, len(ids) + 1))
-    sizes = map(truth_size, pairs.truths)
-    content = {
-        "images": [{"id": n, "height": size[0], "width": size[1]} for n, size in zip(ids, sizes, strict=True)],
-        "categories": [{"id": label, "name": name} for label, name in enumerate(truth.semantic_classes) if label],
-        "annotations": [
-            _annotation(i, n, i.label + 1) for n, r in zip(ids, pairs.truths, strict=True) for i in r.instances or ()
-        ],
-    }
-    rows = zip(ids, pairs.predictions, strict=True)
-    found = [_annotation(i, n, int(lookup[i.label + 1])) for n, record in rows for i in record.instances or ()]
-    numbers: dict[str, float] = {}
-    for iou_type in _iou_types(pairs):
-        try:
-            numbers |= {f"{iou_type}/{name}": value for name, value in coco_scores(content, found, iou_type).items()}
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
-    return numbers
-
-
-def _iou_types(pairs: Pairs) -> list[IouType]:
-    """What both sides have."""
-    types: list[IouType] = []
-    if not _only_boxes(pairs.truths) and not _only_boxes(pairs.predictions):
-        types.append("segm")
-    if all(i.box is not None for record in pairs.truths for i in record.instances or ()):
-        types.append("bbox")
-    return types
-
-
-def _annotation(instance: Instance, image_id: Any, category_id: int) -> dict[str, Any]:
-    """COCO's dict of an object; boxes are taken from the file where they are kept, because x + w - x is not w."""
-    content: dict[str, Any] = {
-        **instance.extra,
-        "image_id": image_id,
-        "category_id": category_id,
-        "iscrowd": int(instance.crowd),
-    }
-    if instance.segmentation is not None:
-        outline = instance.segmentation
-        content["segmentation"] = outline if isinstance(outline, dict) else list(outline)
-    if instance.box is not None and "bbox" not in content:
-        x0, y0, x1, y1 = instance.box
-        content["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-    if instance.area is not None:
-        content["area"] = instance.area
-    return content
