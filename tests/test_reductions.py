@@ -273,6 +273,32 @@ def test_every_number_streams_merges_and_has_an_interval(reduction: Reduction) -
     assert 0 < comparison.low < comparison.difference < comparison.high
 
 
+@pytest.mark.parametrize("name", ["mean_iou", "mean_dice", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou"])
+def test_every_score_of_a_confusion_matrix_has_an_interval(name: str) -> None:
+    """The counts of each picture are the statistics: adding up those that are drawn is measuring the drawn pictures."""
+    prediction, truth, classes = golden_pictures("sparse")
+    counts = []
+    for p, t in zip(prediction, truth, strict=True):
+        matrix = ConfusionMatrix(classes)
+        matrix.update(p, t)
+        counts.append(matrix.counts)
+
+    def reduce(sums: NDArray[Any]) -> NDArray[np.float64]:
+        return getattr(ConfusionMatrix.from_counts(sums), name)()
+
+    drawn = np.array([3, 3, 0, 7, 1, 3, 11, 2, 5, 5, 9, 4])
+    again = ConfusionMatrix(classes)
+    again.update(prediction[drawn], truth[drawn])
+    assert reduce(np.stack(counts)[drawn].sum(axis=0)) == getattr(again, name)()
+    low, high = bootstrap_interval(np.stack(counts), reduce, resamples=200)
+    assert low < reduce(np.sum(counts, axis=0)) < high
+    for field in ("iou", "dice", "precision", "recall", "specificity"):  # and of each class
+        low, high = bootstrap_interval(
+            np.stack(counts), lambda c, f=field: getattr(ConfusionMatrix.from_counts(c), f)()[..., 1]
+        )
+        assert low < getattr(ConfusionMatrix.from_counts(np.sum(counts, axis=0)), field)()[1] < high
+
+
 def test_nothing_to_measure_is_nan_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     ignored = of_pictures(np.zeros((2, 5), int), np.full((2, 5), 255), 3)
     none = ignored.of_classes([])
