@@ -32,14 +32,19 @@ from delineate.metrics import (
 Ids = NDArray[np.int64]
 
 
-def of_pictures(prediction: Ids, truth: Ids, classes: int) -> Overlap[NDArray[Any]]:
-    """Overlap (N, K) of pictures (N, ...)."""
+def counts_of(prediction: Ids, truth: Ids, classes: int) -> NDArray[np.int64]:
+    """Counts (N, K, K) of pictures (N, ...)."""
     counts = []
     for p, t in zip(prediction, truth, strict=True):
         matrix = ConfusionMatrix(classes)
         matrix.update(p, t)
         counts.append(matrix.counts)
-    return ConfusionMatrix.from_counts(np.stack(counts)).overlap
+    return np.stack(counts)
+
+
+def of_pictures(prediction: Ids, truth: Ids, classes: int) -> Overlap[NDArray[Any]]:
+    """Overlap (N, K) of pictures (N, ...)."""
+    return ConfusionMatrix.from_counts(counts_of(prediction, truth, classes)).overlap
 
 
 def golden_pictures(case: str) -> tuple[Ids, Ids, int]:
@@ -277,11 +282,7 @@ def test_every_number_streams_merges_and_has_an_interval(reduction: Reduction) -
 def test_every_score_of_a_confusion_matrix_has_an_interval(name: str) -> None:
     """The counts of each picture are the statistics: adding up those that are drawn is measuring the drawn pictures."""
     prediction, truth, classes = golden_pictures("sparse")
-    counts = []
-    for p, t in zip(prediction, truth, strict=True):
-        matrix = ConfusionMatrix(classes)
-        matrix.update(p, t)
-        counts.append(matrix.counts)
+    counts = counts_of(prediction, truth, classes)
 
     def reduce(sums: NDArray[Any]) -> NDArray[np.float64]:
         return getattr(ConfusionMatrix.from_counts(sums), name)()
@@ -289,14 +290,20 @@ def test_every_score_of_a_confusion_matrix_has_an_interval(name: str) -> None:
     drawn = np.array([3, 3, 0, 7, 1, 3, 11, 2, 5, 5, 9, 4])
     again = ConfusionMatrix(classes)
     again.update(prediction[drawn], truth[drawn])
-    assert reduce(np.stack(counts)[drawn].sum(axis=0)) == getattr(again, name)()
-    low, high = bootstrap_interval(np.stack(counts), reduce, resamples=200)
-    assert low < reduce(np.sum(counts, axis=0)) < high
-    for field in ("iou", "dice", "precision", "recall", "specificity"):  # and of each class
-        low, high = bootstrap_interval(
-            np.stack(counts), lambda c, f=field: getattr(ConfusionMatrix.from_counts(c), f)()[..., 1]
-        )
-        assert low < getattr(ConfusionMatrix.from_counts(np.sum(counts, axis=0)), field)()[1] < high
+    assert reduce(counts[drawn].sum(axis=0)) == getattr(again, name)()
+    low, high = bootstrap_interval(counts, reduce, resamples=200)
+    assert low < reduce(counts.sum(axis=0)) < high
+
+
+@pytest.mark.parametrize("name", ["iou", "dice", "precision", "recall", "specificity"])
+def test_every_score_of_a_class_has_an_interval(name: str) -> None:
+    counts = counts_of(*golden_pictures("sparse"))
+
+    def reduce(sums: NDArray[Any]) -> NDArray[np.float64]:
+        return getattr(ConfusionMatrix.from_counts(sums), name)()[..., 1]
+
+    low, high = bootstrap_interval(counts, reduce, resamples=200)
+    assert low < reduce(counts.sum(axis=0)) < high
 
 
 def test_nothing_to_measure_is_nan_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
