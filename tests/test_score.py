@@ -17,6 +17,7 @@ from delineate.cli import run
 from delineate.data.synthetic import blobs, make_blobs_dataset
 from delineate.errors import ConfigError, DataError
 from delineate.metrics.bootstrap import Resampling
+from delineate.metrics.boundary import boundary_iou
 from delineate.metrics.coco import COCO_NAMES, coco_scores
 from delineate.metrics.confusion import ConfusionMatrix
 from delineate.metrics.evaluation import Evaluation, Evaluator
@@ -276,6 +277,57 @@ def test_numbers_of_each_picture_as_csv(tmp_path: Path, truth: Path, rivals: tup
     assert [row["picture"] for row in rows] == ["a", "b", "c"]
     images = score(rivals[0], truth).images
     assert [float(row["mean_iou"]) for row in rows] == [image.mean_iou for image in images]
+
+
+# --- families -----------------------------------------------------------------------------------------------------------
+
+
+def test_presets_of_mean_iou(tmp_path: Path) -> None:
+    """A class that is predicted and not there counts for Cityscapes, and not for Detectron2; torchmetrics averages pictures."""
+    wanted, found = np.zeros((2, 4), np.uint8), np.zeros((2, 4), np.uint8)
+    found[0, 0] = 1
+    other = np.eye(4, dtype=np.uint8)[:2]
+    t, p = labels(tmp_path / "t", a=wanted, b=wanted), labels(tmp_path / "p", a=found, b=wanted)
+    names = ("x", "y")
+    got = {
+        n: score(p, t, classes=names, preset=n).summary[f"mean_iou/{n}"] for n in ("cityscapes", "detectron2", "torchmetrics")
+    }
+    assert got == pytest.approx({"cityscapes": 15 / 32, "detectron2": 15 / 16, "torchmetrics": (7 / 8 + 0 + 1) / 3})
+    mixed = labels(tmp_path / "t", c=other), labels(tmp_path / "p", c=other)
+    low, high = (score(mixed[1], mixed[0], classes=names, preset="smp", ci=True).intervals or {})["mean_iou/smp"]
+    assert low < high
+    with pytest.raises(ConfigError, match=r"preset 'detectron': .*did you mean 'detectron2'"):
+        score(p, t, preset="detectron")
+
+
+def test_boundary_iou_of_files(tmp_path: Path) -> None:
+    truth, found = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
+    truth[10:30, 10:30], found[12:30, 10:30] = 1, 1
+    truth[:5] = 255
+    evaluation = score(labels(tmp_path / "p", a=found), labels(tmp_path / "t", a=truth), classes=("x", "y"), boundary=True)
+    counted = truth != 255
+    expected = boundary_iou(found == 1, truth == 1, ignore=~counted)
+    assert evaluation.summary["boundary_iou/y"] == expected < evaluation.summary["iou/y"]
+    assert evaluation.images[0].numbers["boundary_iou/y"] == expected
+
+
+def test_panoptic_files(real_data: Path) -> None:
+    folder = real_data / "reference_eval" / "panoptic_pq"
+    wanted = json.loads((folder / "expected_pq.json").read_text())
+    evaluation = score(folder / "pred.json", folder / "gt.json", ci=True, boundary=True)
+    assert evaluation.kind == "panoptic"
+    for group, suffix in (("All", ""), ("Things", "_things"), ("Stuff", "_stuff")):
+        for key in ("pq", "sq", "rq"):
+            assert evaluation.summary[key + suffix] == pytest.approx(wanted[group][key], abs=1e-12)
+    assert evaluation.intervals is not None
+    assert evaluation.intervals.keys() == evaluation.summary.keys()
+    assert evaluation.summary["boundary_pq"] < evaluation.summary["pq"]
+    assert len(evaluation.images) == 12
+    assert {"pq", "sq", "rq", "true_positives"} < evaluation.per_class[0].keys()
+    assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))).summary == evaluation.summary
+    evaluation.print()
+    same = compare(folder / "pred.json", folder / "gt.json", folder / "gt.json").scores["pq"]
+    assert (same.b, same.better) == (1.0, 0.0)
 
 
 # --- COCO ---------------------------------------------------------------------------------------------------------------

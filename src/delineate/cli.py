@@ -15,6 +15,8 @@ from delineate.errors import ConfigError, DelineateError
 
 if TYPE_CHECKING:
     from delineate.config import TrainConfig
+    from delineate.metrics.families import Families
+    from delineate.predict.score import ScoreOptions
 
 app = App(
     name="delineate",
@@ -42,12 +44,25 @@ JsonFile = Annotated[
     ),
 ]
 
+measures = Group("Measures", help="Numbers that are not there unless asked for.", sort_key=5)
+intervals = Group("Intervals", help="Bootstrap over pictures.", sort_key=6)
 EmScores = Annotated[
-    bool, Parameter(negative="", help="Also V^Rand, V^Info and adapted Rand error of the segments between membranes.")
+    bool,
+    Parameter(negative="", help="V^Rand, V^Info and adapted Rand error of the segments between membranes.", group=measures),
 ]
-Confidence = Annotated[float | None, Parameter(help="Of the intervals. Default: 0.95.")]
-Resamples = Annotated[int | None, Parameter(help="Drawn for the intervals. Default: 2000.")]
-BootstrapSeed = Annotated[int | None, Parameter(help="Of the resamples; the same seed draws the same. Default: 0.")]
+Preset = Annotated[
+    str | None,
+    Parameter(
+        help="Mean IoU as a package defines it: cityscapes, mmseg, detectron2, hrnet, hmsa, smp or torchmetrics.",
+        group=measures,
+    ),
+]
+Boundary = Annotated[
+    bool, Parameter(negative="", help="IoU of the pixels near outlines; of panoptic files boundary PQ.", group=measures)
+]
+Confidence = Annotated[float | None, Parameter(help="Default: 0.95.", group=intervals)]
+Resamples = Annotated[int | None, Parameter(help="Default: 2000.", group=intervals)]
+BootstrapSeed = Annotated[int | None, Parameter(help="The same seed draws the same pictures. Default: 0.", group=intervals)]
 PerImage = Annotated[Path | None, Parameter(help="Also write a CSV with the numbers of each picture, one row a picture.")]
 
 KeyValue = Annotated[
@@ -320,6 +335,8 @@ def evaluate_(
     split: Annotated[str | None, Parameter(help="Default: val, or all pictures where there is no such split.")] = None,
     out: Annotated[Path | None, Parameter(help="Folder for pictures of the best and worst predictions.")] = None,
     flips: Annotated[bool, Parameter(negative="", help="Average over mirrored pictures.")] = False,
+    preset: Preset = None,
+    boundary: Boundary = False,
     em: EmScores = False,
     confidence: Confidence = None,
     resamples: Resamples = None,
@@ -351,7 +368,8 @@ def evaluate_(
         raise ConfigError(f"--split {split}: {data} has {', '.join(dataset.splits)}")
     records = dataset.records if split == "all" else dataset.splits[split]
     intervals = _resampling(confidence, resamples, seed)
-    evaluation = evaluate(predictor, dataset, records, split=split, previews=out, em=em, intervals=intervals)
+    families: Families = {"preset": preset, "boundary": boundary, "em": em}
+    evaluation = evaluate(predictor, dataset, records, split=split, previews=out, intervals=intervals, **families)
     _show(evaluation.to_json(), json, None if quiet else evaluation.print)
     if per_image is not None:
         evaluation.write_csv(per_image)
@@ -367,8 +385,10 @@ def score(
     ] = None,
     format: Format = None,
     ignore: Annotated[int, Parameter(help="Class id of pixels that do not count.")] = 255,
+    preset: Preset = None,
+    boundary: Boundary = False,
     em: EmScores = False,
-    ci: Annotated[bool, Parameter(negative="", help="Add bootstrap intervals over pictures.")] = False,
+    ci: Annotated[bool, Parameter(negative="", help="Add an interval to every number.", group=intervals)] = False,
     confidence: Confidence = None,
     resamples: Resamples = None,
     seed: BootstrapSeed = None,
@@ -394,12 +414,13 @@ def score(
     if drawn and not (ci or compared):
         raise ConfigError("--confidence, --resamples and --seed are of the intervals; add --ci")
     resampling = _resampling(confidence, resamples, seed)
+    options: ScoreOptions = {"format": format, "ignore": ignore, "preset": preset, "boundary": boundary, "em": em}
     if compared and other is not None:
         if per_image is not None:
             raise ConfigError("--per-image is of one prediction; leave it away, or score A and B one by one")
-        comparison = compare(predictions, other, truth, resampling=resampling, format=format, ignore=ignore, em=em)
+        comparison = compare(predictions, other, truth, resampling=resampling, **options)
         return _show(comparison.to_json(), json, None if quiet else comparison.print)
-    evaluation = score_files(predictions, truth, ci=resampling if ci else False, format=format, ignore=ignore, em=em)
+    evaluation = score_files(predictions, truth, ci=resampling if ci else False, **options)
     _show(evaluation.to_json(), json, None if quiet else evaluation.print)
     if per_image is not None:
         evaluation.write_csv(per_image)

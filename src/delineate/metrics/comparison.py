@@ -39,6 +39,7 @@ class ComparedScores:
     b: str
     split: str
     pictures: int
+    classes: tuple[str, ...]
     scores: dict[str, ComparedScore]  # by flat name
     resampling: Resampling
     notes: tuple[str, ...] = ()
@@ -92,4 +93,4 @@ def compare_evaluators(
         for name, lonely in zip(names, ([n for n in of_a if n not in of_b], [n for n in of_b if n not in of_a]), strict=True)
         if lonely
     ]
-    return ComparedScores(*names, split, len(a.images), scores, resampling, tuple(notes))
+    return ComparedScores(*names, split, len(a.images), a.classes, scores, resampling, tuple(notes))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ from delineate.errors import DataError
 from delineate.files import write_text
 from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Draws, Resampling, ScoresOf, score_intervals
 from delineate.metrics.confusion import ConfusionMatrix
-from delineate.metrics.measures import Labelling, Measure, MembraneMeasure, ObjectMeasure, PixelMeasure, Scores
+from delineate.metrics.measures import Labelling, Measure, ObjectMeasure, PixelMeasure, Scores
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -58,12 +58,19 @@ class Evaluation:
     kind: Kind
     classes: tuple[str, ...]
     summary: dict[str, float]  # flat names; those of objects begin with "objects/", COCO's with "bbox/" and "segm/"
-    per_class: tuple[dict[str, Any], ...]  # name, iou, dice, precision, recall, truth_pixels, predicted_pixels
+    per_class: tuple[dict[str, Any], ...]  # name; iou, dice, precision, recall, truth_pixels, predicted_pixels; AP; pq, sq, rq
     confusion: list[list[int]] | None  # pixels [truth][prediction]; None where classes may overlap
     images: tuple[ImageScore, ...]
     intervals: dict[str, tuple[float, float]] | None = None  # bootstrap over pictures
     confidence: float = 0.95  # of the intervals
     notes: tuple[str, ...] = ()  # what was concluded on the way
+
+    @property
+    def confusions(self) -> list[dict[str, Any]]:
+        """The most frequent confusions of classes, as `ConfusionMatrix.confusions` lists them."""
+        if self.confusion is None:
+            return []
+        return ConfusionMatrix.from_counts(np.array(self.confusion, np.int64)).confusions(self.classes)
 
     @property
     def objects(self) -> dict[str, float] | None:
@@ -74,7 +81,7 @@ class Evaluation:
         """Return what JSON can hold; numbers that are not defined or infinite become null."""
         images = [{"name": i.name, "path": i.path, "preview": i.preview, **i.numbers} for i in self.images]
         content = {field: getattr(self, field) for field in Evaluation.__slots__} | {"images": images}
-        return plain(content | {"objects": self.objects, "intervals": self.intervals or {}})
+        return plain(content | {"objects": self.objects, "confusions": self.confusions, "intervals": self.intervals or {}})
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evaluation:
@@ -87,13 +94,12 @@ class Evaluation:
             )
             for image in content["images"]
         )
-        numbers = ("iou", "dice", "precision", "recall")
         return cls(
             split=content["split"],
             kind=content["kind"],
             classes=tuple(content["classes"]),
             summary=_numbers(content["summary"]),
-            per_class=tuple(row | {key: _number(row[key]) for key in numbers} for row in content["per_class"]),
+            per_class=tuple(_numbers(row) for row in content["per_class"]),
             confusion=content["confusion"],
             images=images,
             intervals={key: (_number(low), _number(high)) for key, (low, high) in content["intervals"].items()},
@@ -128,13 +134,21 @@ class Evaluation:
         write_text(path, text.getvalue())
 
 
+@dataclass(frozen=True, slots=True)
+class Included:
+    """Numbers that were gathered elsewhere than in a `Measure`."""
+
+    scores: ScoresOf  # of any draw of the pictures
+    summary: Mapping[str, float] = field(default_factory=dict)  # what the summary shows instead, such as COCO's -1
+    per_class: Sequence[dict[str, Any]] = ()  # rows with "name"
+
+
 class Evaluator:
     """Gathers the scores of pictures.
 
     `classes`: names, index = id in `Labelling.semantic`. `multilabel`: classes may overlap. `objects`: also match objects of
-    one class at IoU 0.50 to 0.95; pixels that the truth ignores belong to no object. `membrane`: id of the class that separates
-    segments; ISBI 2012's V^Rand, V^Info and adapted Rand error are then measured on the connected components of the others.
-    `measures`: further families of numbers. `pixels=False`: none of pixels, for predictions that are boxes alone.
+    one class at IoU 0.50 to 0.95; pixels that the truth ignores belong to no object. `preset`: also mean IoU as this package
+    defines it. `measures`: further families of numbers. `pixels=False`: none of pixels, for predictions that are boxes alone.
 
     >>> evaluator = Evaluator(("background", "cell"))
     >>> truth = Labelling(np.array([[0, 1, 1, 255]]))
@@ -151,16 +165,15 @@ class Evaluator:
         ignore_index: int = 255,
         multilabel: bool = False,
         objects: bool = False,
-        membrane: int | None = None,
+        preset: str | None = None,
         measures: Sequence[Measure] = (),
         pixels: bool = True,
     ) -> None:
         self.classes = tuple(classes)
-        self.pixels = PixelMeasure(classes, ignore_index, multilabel) if pixels else None
+        self.pixels = PixelMeasure(classes, ignore_index, multilabel, preset) if pixels else None
         self.objects = ObjectMeasure(range(1, len(classes)), ignore_index) if objects else None
-        membranes = MembraneMeasure(membrane, ignore_index) if membrane is not None else None
-        self.measures: list[Measure] = [m for m in (self.pixels, self.objects, membranes, *measures) if m is not None]
-        self._included: list[Any] = []
+        self.measures: list[Measure] = [m for m in (self.pixels, self.objects, *measures) if m is not None]
+        self._included: list[Included] = []
         self.images: list[ImageScore] = []
         self.notes: list[str] = []
 
@@ -175,20 +188,29 @@ class Evaluator:
         self.images.append(ImageScore(name, path, numbers))
         return self.images[-1]
 
-    def include(self, scores: ScoresOf) -> None:
+    def include(self, numbers: Included) -> None:
         """Take up numbers that were gathered elsewhere, of the same pictures in the same order."""
-        self._included.append(scores)
+        self._included.append(numbers)
 
     def scores(self, draws: Draws) -> Scores:
         """Scores of the pictures, drawn as often as `draws` (R, N) says: what the bootstrap resamples."""
-        families = [measure.scores for measure in self.measures] + self._included
-        return {name: score for scores in families for name, score in scores(draws).items()}
+        return {name: score for family in (*self.measures, *self._included) for name, score in family.scores(draws).items()}
 
     def summary(self) -> dict[str, float]:
         """The scores of all pictures, each drawn once."""
         if not self.images:
             return {}
-        return {name: float(score[0]) for name, score in self.scores(np.ones((1, len(self.images)))).items()}
+        summary = {name: float(score[0]) for name, score in self.scores(np.ones((1, len(self.images)))).items()}
+        for numbers in self._included:
+            summary |= numbers.summary
+        return summary
+
+    def _per_class(self) -> tuple[dict[str, Any], ...]:
+        """A row a class with the numbers of all families that have some."""
+        rows = {row["name"]: row for row in (self.pixels.total.per_class(self.classes) if self.pixels else ())}
+        for row in (row for numbers in self._included for row in numbers.per_class):
+            rows[row["name"]] = rows.get(row["name"], {}) | row
+        return tuple(rows.values())
 
     def finish(self, split: str, *, kind: Kind | None = None, intervals: Resampling | None = DEFAULT_RESAMPLING) -> Evaluation:
         """Return the numbers of all pictures; unless `intervals` is None, with the bootstrap interval of each."""
@@ -199,7 +221,7 @@ class Evaluator:
             kind=kind or ("instance" if self.objects else "semantic"),
             classes=self.classes,
             summary=self.summary() | (self.objects.counts() if self.objects else {}),
-            per_class=tuple(total.per_class(self.classes)) if total else (),
+            per_class=self._per_class(),
             confusion=total.counts.tolist() if isinstance(total, ConfusionMatrix) else None,
             images=tuple(self.images),
             intervals={name: (low, high) for name, (low, high) in found.items()},
@@ -228,5 +250,5 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _numbers(values: dict[str, float | None]) -> dict[str, float]:
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
     return {key: _number(value) for key, value in values.items()}

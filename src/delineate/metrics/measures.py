@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from delineate.errors import DataError
+from delineate.errors import ConfigError, DataError, suggest
 from delineate.metrics.bootstrap import Draws, mean_score, sum_score
 from delineate.metrics.clustering import adapted_rand_error, segments_of, v_info, v_rand
 from delineate.metrics.confusion import ConfusionMatrix
 from delineate.metrics.multilabel import MultilabelConfusion
 from delineate.metrics.objects import ObjectScores
 from delineate.metrics.overlap import Overlap, nan_mean, ratio
+from delineate.metrics.reductions import MEAN_IOU
 from delineate.metrics.scores import ClassScores
 
 Array = NDArray[Any]
@@ -81,10 +82,17 @@ class OverlapCounts(ClassScores):
 
 
 class PixelMeasure:
-    """Numbers of pixels: IoU, Dice and accuracy, from what each picture counts."""
+    """Numbers of pixels: IoU, Dice and accuracy, from what each picture counts.
 
-    def __init__(self, classes: Sequence[str], ignore_index: int = 255, multilabel: bool = False) -> None:
-        self.classes, self.ignore_index, self.multilabel = tuple(classes), ignore_index, multilabel
+    `preset`: also mean IoU as this package defines it, as "mean_iou/PRESET"; raises `ConfigError` for an unknown one.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], ignore_index: int = 255, multilabel: bool = False, preset: str | None = None
+    ) -> None:
+        if preset is not None and preset not in MEAN_IOU:
+            raise ConfigError(f"preset '{preset}': expected one of {', '.join(MEAN_IOU)}{suggest(preset, list(MEAN_IOU))}")
+        self.classes, self.ignore_index, self.multilabel, self.preset = tuple(classes), ignore_index, multilabel, preset
         self.total = self._empty()
         self._counts: list[Array] = []  # of each picture: (3, K), or (K, 2, 2) where classes may overlap
 
@@ -100,10 +108,19 @@ class PixelMeasure:
 
     def scores(self, draws: Draws) -> Scores:
         """The means over classes, and the IoU and Dice of each class as "iou/NAME" and "dice/NAME"."""
-        return sum_score(draws, np.stack(self._counts), self._of)
+        counts = np.stack(self._counts)
+        scores = sum_score(draws, counts, self._of)
+        if self.preset is not None:  # some presets score each picture first, so the sum of the counts would not do
+            reduction = MEAN_IOU[self.preset]
+            statistics = reduction.statistics(self._wrapped(counts).overlap)
+            scores |= {f"mean_iou/{self.preset}": sum_score(draws, statistics, reduction.reduce)}
+        return scores
 
-    def _of(self, sums: Any) -> Scores:
-        counts: ClassScores = MultilabelConfusion.from_counts(sums) if self.multilabel else OverlapCounts(sums)
+    def _wrapped(self, counts: Any) -> ClassScores:
+        return MultilabelConfusion.from_counts(counts) if self.multilabel else OverlapCounts(counts)
+
+    def _of(self, sums: Array) -> Scores:
+        counts = self._wrapped(sums)
         of_classes = {"iou": counts.iou(), "dice": counts.dice()}
         return {
             "mean_iou": counts.mean_iou(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from delineate.metrics.evaluation import Evaluation
 
 _MOST_CLASSES = 40
-_MOST_COMPARED = 12
+_MOST_COMPARED = 12  # classes with numbers of their own
 _WORST = 5
 _LEFT_OUT = {f"objects/ap{percent}" for percent in (55, 60, 65, 70, 80, 85, 95)}  # in the JSON only
 
@@ -23,10 +24,10 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    parts = [_summary_table(evaluation)]
-    if evaluation.per_class:
-        parts.append(_class_table(evaluation))
-    if len(evaluation.images) > 1:
+    parts = [_summary_table(evaluation), *_class_tables(evaluation)]
+    if evaluation.confusions and len(evaluation.classes) > 2:
+        parts.append(_confusion_table(evaluation))
+    if sum(not math.isnan(image.mean_iou) for image in evaluation.images) > 1:
         parts.append(_image_table(evaluation))
     return Group(*parts, *(Text(f"note: {note}", style="dim") for note in evaluation.notes))
 
@@ -37,7 +38,7 @@ def _summary_table(evaluation: Evaluation) -> Table:
     table = _table(f"{evaluation.split}: {count} picture{'s' * (count != 1)}", "number", "value", interval)
     intervals = evaluation.intervals or {}
     for name, value in evaluation.summary.items():
-        if name.startswith(("iou/", "dice/")) or name in _LEFT_OUT:  # the table of classes has the first
+        if name.startswith(("iou/", "dice/")) or _left_out(name, evaluation.classes):  # the table of classes has the first
             continue
         low, high = intervals.get(name, (math.nan, math.nan))
         table.add_row(name, _show(value), _interval(low, high))
@@ -53,29 +54,79 @@ def comparison_table(comparison: ComparedScores) -> Group:
     title = f"{comparison.split}: {count} picture{'s' * (count != 1)}, the same for both in {resampling.resamples} resamples"
     table = _table(title, "number", "A", "B", "A - B", f"{100 * resampling.confidence:g} % interval", "A better")
     table.collapse_padding, table.pad_edge = True, False  # to fit 80 columns
-    several = sum(name.startswith("iou/") for name in comparison.scores) > _MOST_COMPARED
     for name, score in comparison.scores.items():
-        if name in _LEFT_OUT or name.startswith("dice/") or (several and name.startswith("iou/")):
+        if name.startswith("dice/") or _left_out(name, comparison.classes):
             continue
         better = "–" if math.isnan(score.better) else f"{score.better:.1%}"
-        numbers = _show(score.a), _show(score.b), f"{score.difference:+.4f}", _interval(score.low, score.high), better
+        numbers = _show(score.a), _show(score.b), _show(score.difference, "+"), _interval(score.low, score.high), better
         table.add_row(name, *numbers, style="bold" if score.decided else None)
     names = Text(f"A: {comparison.a}\nB: {comparison.b}")
     return Group(names, table, *(Text(f"note: {note}", style="dim") for note in comparison.notes))
+
+
+def _left_out(name: str, classes: Sequence[str]) -> bool:
+    """Whether only the JSON shows a number: in-between thresholds, and single classes where there are many."""
+    return name in _LEFT_OUT or (len(classes) > _MOST_COMPARED and any(name.endswith(f"/{c}") for c in classes))
 
 
 def _interval(low: float, high: float) -> str:
     return "" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 
-def _class_table(evaluation: Evaluation) -> Table:
-    rows = sorted(evaluation.per_class, key=lambda row: -row["truth_pixels"])[:_MOST_CLASSES]
-    shown = [row for row in evaluation.per_class if row in rows]
-    title = "classes" if len(shown) == len(evaluation.per_class) else f"the {len(shown)} largest classes"
-    table = _table(title, "class", "IoU", "Dice", "precision", "recall", "true pixels", "predicted")
-    for row in shown:
-        scores = [_show(row[key]) for key in ("iou", "dice", "precision", "recall")]
-        table.add_row(row["name"], *scores, f"{row['truth_pixels']:,}", f"{row['predicted_pixels']:,}")
+_CLASS_COLUMNS = {
+    "pixels": {
+        "iou": "IoU",
+        "dice": "Dice",
+        "precision": "precision",
+        "recall": "recall",
+        "truth_pixels": "true pixels",
+        "predicted_pixels": "predicted",
+    },
+    "segm": {f"segm/{name}": name for name in ("AP", "AP50", "AP75", "AR100")},
+    "bbox": {f"bbox/{name}": name for name in ("AP", "AP50", "AP75", "AR100")},
+    "boundary": {f"boundary/{name}": name for name in ("AP", "AP50", "AP75", "AR100")},
+    "keypoints": {f"keypoints/{name}": name for name in ("AP", "AP50", "AP75", "AR")},
+    "panoptic": {
+        "pq": "PQ",
+        "sq": "SQ",
+        "rq": "RQ",
+        "true_positives": "found",
+        "false_positives": "invented",
+        "false_negatives": "missed",
+    },
+}
+"""What a table of classes shows of each family that has numbers of classes."""
+
+
+def _class_tables(evaluation: Evaluation) -> list[Table]:
+    tables = []
+    for family, columns in _CLASS_COLUMNS.items():
+        rows = [row for row in evaluation.per_class if any(key in row for key in columns)]
+        columns = {key: title for key, title in columns.items() if any(key in row for row in rows)}
+        shown, left_out = rows, ""
+        if len(rows) > _MOST_CLASSES:
+            shown, left_out = _largest(rows), f"the {_MOST_CLASSES} most frequent "
+        if not rows:
+            continue
+        table = _table(f"{left_out}classes, {family}", "class", *columns.values())
+        for row in shown:
+            table.add_row(row["name"], *(_show(row.get(key, math.nan)) for key in columns))
+        tables.append(table)
+    return tables
+
+
+def _largest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first rows by pixels or segments of the truth, in the order they have."""
+    size = {row["name"]: row.get("truth_pixels", row.get("true_positives", 0) + row.get("false_negatives", 0)) for row in rows}
+    kept = {row["name"] for row in sorted(rows, key=lambda row: -size[row["name"]])[:_MOST_CLASSES]}
+    return [row for row in rows if row["name"] in kept]
+
+
+def _confusion_table(evaluation: Evaluation) -> Table:
+    table = _table("most frequent confusions", "class", "taken for", "pixels", "of the class", "of all errors")
+    for row in evaluation.confusions[:_WORST]:
+        shares = f"{row['share_of_class']:.1%}", f"{row['share_of_errors']:.1%}"
+        table.add_row(row["truth"], row["prediction"], f"{row['pixels']:,}", *shares)
     return table
 
 
@@ -104,7 +155,7 @@ def _table(title: str, first: str, *columns: str) -> Table:
     return table
 
 
-def _show(value: float) -> str:
+def _show(value: float, sign: str = "") -> str:
     if isinstance(value, int):
         return f"{value:,}"
-    return "–" if math.isnan(value) else f"{value:.4f}"
+    return "–" if math.isnan(value) else f"{value:{sign}.4f}"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from PIL import Image
@@ -16,15 +17,15 @@ from delineate.data.decode import decode_image
 from delineate.data.formats.names import flat_names
 from delineate.data.load import load_sample
 from delineate.data.targets import make_targets
-from delineate.errors import DataError
+from delineate.errors import ConfigError, DataError
 from delineate.files import atomic_path, make_folder
 from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Resampling
 from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore
+from delineate.metrics.families import Families, make_measures
 from delineate.metrics.measures import Labelling
 from delineate.predict.predictor import Predictor
 from delineate.predict.reading import align_classes, has_truth, read_labelling, truth_size
 from delineate.predict.results import Results
-from delineate.predict.score import membrane_class
 
 PREVIEWS = 8
 PREVIEW_HEIGHT = 512
@@ -37,27 +38,26 @@ def evaluate(
     *,
     split: str,
     previews: Path | None = None,
-    em: bool | str = False,
     intervals: Resampling | None = DEFAULT_RESAMPLING,
+    **families: Unpack[Families],
 ) -> Evaluation:
     """Predict `records` of `dataset` and measure the predictions against their truth.
 
-    Numbers of pixels; for data of objects, where the network tells objects apart, also those of objects at fixed IoU; with `em`
-    ISBI 2012's scores of the segments between membranes (a name: of the class that separates them); bootstrap intervals over
-    pictures unless `intervals` is None. `previews`: a folder for drawings of truth, prediction and errors of the worst, the
-    best and some other pictures. Pictures without a truth are left out, with a note. Raises `DataError` where nothing is left,
-    and where the classes of network and data differ.
+    Numbers of pixels; for data of objects, where the network tells objects apart, also those of objects at fixed IoU; those
+    of the `families` asked for; bootstrap intervals over pictures unless `intervals` is None. `previews`: a folder for
+    drawings of truth, prediction and errors of the worst, the best and some other pictures. Pictures without a truth are left
+    out, with a note. Raises `DataError` where nothing is left, and where the classes of network and data differ.
     """
     known = [record for record in records if has_truth(record)]
     if not known:
         raise DataError(f"{dataset.root}: '{split}' has no pictures with a truth to evaluate on; choose another --split")
     task = _Task(predictor, dataset)
-    membrane = membrane_class(dataset.semantic_classes, em) if em else None
+    if task.multilabel and families.get("em"):
+        raise ConfigError("em: the segments between membranes are not defined where classes may overlap; leave it away")
+    classes = dataset.semantic_classes
+    measures = make_measures(classes, **families)
     evaluator = Evaluator(
-        dataset.semantic_classes,
-        multilabel=task.multilabel,
-        objects=task.objects,
-        membrane=None if task.multilabel else membrane,
+        classes, multilabel=task.multilabel, objects=task.objects, preset=families.get("preset"), measures=measures
     )
     evaluator.notes += task.notes
     if len(known) < len(records):

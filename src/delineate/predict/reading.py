@@ -82,6 +82,16 @@ def open_truth(path: Path, format: str | None = None, classes: Sequence[str] | N
     return replace(dataset, classes=tuple(classes))
 
 
+def is_panoptic_file(path: Path) -> bool:
+    """Whether a JSON file looks like COCO's panoptic format, by its beginning and end."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        text = file.read(1 << 16)
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        return b'"segments_info"' in text + file.read()
+
+
 def _holds_labels_only(path: Path) -> bool:
     """Whether this is a label picture, or a folder of them without images: one that does not pair up as a data set."""
     if not path.exists():

@@ -5,25 +5,30 @@ It lies beside `evaluate` and not in `metrics`, because it reads what `delineate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
+from delineate.data.dataset import Dataset
 from delineate.data.sample import IGNORE
-from delineate.errors import ConfigError, DataError, suggest
+from delineate.errors import DataError
 from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Resampling
 from delineate.metrics.coco import coco_scores
 from delineate.metrics.comparison import ComparedScores, compare_evaluators
-from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore, Kind
+from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore, Included, Kind
+from delineate.metrics.families import Families, make_measures
 from delineate.metrics.measures import Labelling
+from delineate.metrics.panoptic import score_panoptic_files
 from delineate.predict.detections import CocoPair, coco_pair, only_boxes
 from delineate.predict.objects import extract_objects
 from delineate.predict.reading import (
     ObjectsFrom,
+    Pairs,
     align_classes,
+    is_panoptic_file,
     open_predictions,
     open_truth,
     pair_records,
@@ -34,8 +39,8 @@ from delineate.predict.reading import (
 SCORE_THRESHOLD = 0.5
 
 
-class ScoreOptions(TypedDict, total=False):
-    """How `score` and `compare` read files, and what they measure."""
+class ScoreOptions(Families, total=False):
+    """How `score` and `compare` read files, and what they measure: the `Families` too."""
 
     format: str | None  # of the truth; None: recognised
     classes: Sequence[str] | None  # names of the truth's classes
@@ -43,7 +48,6 @@ class ScoreOptions(TypedDict, total=False):
     # Where objects come from. "auto": where the truth has some; label pictures of class ids then give their connected
     # components. "components": of both, also where the truth has only classes. "instances": label pictures hold object ids.
     objects: ObjectsFrom
-    em: bool | str  # also ISBI 2012's scores of the segments between membranes; a name: of the class that separates them
     # Predicted objects with a lower score (0.5 unless given) do not count in numbers of pixels and of objects at fixed IoU.
     score_threshold: float
 
@@ -59,7 +63,8 @@ def score(
         truth: any data set that `open_dataset` reads, or a label picture or a folder of them. Images need not be there.
         ci: with bootstrap intervals: 95 %, or as a `Resampling` says.
         options: see `ScoreOptions`. Where both sides have objects with outlines or boxes and the predictions have scores,
-            COCO's numbers, which need no threshold, are in the summary as "segm/AP", "bbox/AP50" ...
+            COCO's numbers, which need no threshold, are in the summary as "segm/AP", "bbox/AP50" ... Two files of COCO's
+            panoptic format have "pq", "sq", "rq" and no other numbers.
 
     Raises `DataError` naming the file or record for anything missing, superfluous, damaged, or of another size or class.
     """
@@ -102,43 +107,77 @@ class _Measured:
 
 
 def _measure(predictions: Path, truth: Path, options: ScoreOptions) -> _Measured:
-    objects, ignore = options.get("objects", "auto"), options.get("ignore", IGNORE)
+    if is_panoptic_file(truth):
+        return _measure_panoptic(predictions, truth, options)
     opened = open_truth(truth, options.get("format"), options.get("classes"))
-    predicted = open_predictions(predictions, opened, objects)
+    predicted = open_predictions(predictions, opened, options.get("objects", "auto"))
     pairs = pair_records(predicted, opened)
     lookup, note = align_classes(predicted.semantic_classes, opened.semantic_classes, str(predictions))
     boxes = only_boxes(pairs.predictions) or only_boxes(pairs.truths)
-    em = None if boxes else options.get("em")
-    evaluator = Evaluator(
-        opened.semantic_classes,
-        objects=not boxes and objects != "none" and (opened.kind != "semantic" or objects == "components"),
-        membrane=membrane_class(opened.semantic_classes, em) if em else None,
-        pixels=not boxes,
-    )
+    evaluator = _evaluator(opened, boxes, options)
     evaluator.notes += [*opened.notes, *([note] if note else [])]
     detections = coco_pair(opened, predicted, pairs, lookup)
     if boxes and not detections:
         raise DataError(f"{predictions}: one side has boxes without outlines, and no scores; give outlines or label pictures")
     if boxes:
         evaluator.notes.append("one side has boxes without outlines, so there are no numbers of pixels")
+        evaluator.images += [ImageScore(record.name, str(record.image), {}) for record in pairs.truths]
+    else:
+        _add_pictures(evaluator, opened, predicted, pairs, lookup, options)
+    numbers = _coco_numbers(detections, predictions) if detections else {}
+    return _Measured(evaluator, pairs.split, "instance" if evaluator.objects or boxes else "semantic", numbers)
+
+
+def _evaluator(truth: Dataset, boxes: bool, options: ScoreOptions) -> Evaluator:
+    classes = truth.semantic_classes
+    if boxes:
+        return Evaluator(classes, pixels=False)
+    objects = options.get("objects", "auto")
+    families = {key: value for key, value in options.items() if key in Families.__annotations__}
+    return Evaluator(
+        classes,
+        objects=objects != "none" and (truth.kind != "semantic" or objects == "components"),
+        preset=options.get("preset"),
+        measures=make_measures(classes, **families),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _add_pictures(
+    evaluator: Evaluator, truth: Dataset, predicted: Dataset, pairs: Pairs, lookup: np.ndarray, options: ScoreOptions
+) -> None:
+    objects, ignore = options.get("objects", "auto"), options.get("ignore", IGNORE)
     scored = any("score" in i.extra for r in pairs.predictions for i in r.instances or ())
-    threshold = options.get("score_threshold", SCORE_THRESHOLD) if scored and not boxes else 0.0
+    threshold = options.get("score_threshold", SCORE_THRESHOLD) if scored else 0.0
     if threshold:
         evaluator.notes.append(f"objects with a score below {threshold:g} are left out, except in COCO's numbers")
     for prediction, record in zip(pairs.predictions, pairs.truths, strict=True):
-        if boxes:
-            evaluator.images.append(ImageScore(record.name, str(record.image), {}))
-            continue
         size = truth_size(record)
-        wanted = read_labelling(opened, record, record.image, size)
+        wanted = read_labelling(truth, record, record.image, size)
         found = _translated(read_labelling(predicted, prediction, record.image, size, threshold), lookup)
         if ignore != IGNORE:
             wanted = replace(wanted, semantic=np.where(wanted.semantic == ignore, IGNORE, wanted.semantic))
         if evaluator.objects:
             wanted, found = _with_objects(wanted, objects), _with_objects(found, objects)
         evaluator.add(record.name, found, wanted, str(record.image))
-    numbers = _coco_numbers(detections, predictions) if detections else {}
-    return _Measured(evaluator, pairs.split, "instance" if evaluator.objects or boxes else "semantic", numbers)
+
+
+def _measure_panoptic(predictions: Path, truth: Path, options: ScoreOptions) -> _Measured:
+    found = score_panoptic_files(predictions, truth)
+    evaluator = Evaluator(found.classes, pixels=False)
+    per_class = found.quality.per_class(found.classes)
+    evaluator.include(Included(found.scores, per_class=per_class))
+    of_pictures = found.quality.from_sums(found.sums).means()
+    if options.get("boundary"):
+        boundary = score_panoptic_files(predictions, truth, iou="boundary")
+        evaluator.include(Included(lambda draws: _prefixed("boundary_", boundary.scores(draws))))
+        of_pictures |= _prefixed("boundary_", boundary.quality.from_sums(boundary.sums).means())
+    for n, image_id in enumerate(found.image_ids):
+        evaluator.images.append(ImageScore(str(image_id), None, {key: float(v[n]) for key, v in of_pictures.items()}))
+    return _Measured(evaluator, "all", "panoptic", {})
+
+
+def _prefixed(prefix: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": score for name, score in scores.items()}
 
 
 def _coco_numbers(pair: CocoPair, path: Path) -> dict[str, float]:
@@ -150,16 +189,6 @@ def _coco_numbers(pair: CocoPair, path: Path) -> dict[str, float]:
             raise DataError(f"{path}: {error}") from error
         numbers |= {f"{iou_type}/{name}": value for name, value in found.items()}
     return numbers
-
-
-def membrane_class(classes: Sequence[str], em: bool | str) -> int:
-    """The id of the class that separates segments: of the name `em`, or, for True, one called membrane or the like, or 0."""
-    if isinstance(em, str):
-        if em not in classes:
-            raise ConfigError(f"em '{em}' is not a class; expected one of {', '.join(classes)}{suggest(em, list(classes))}")
-        return list(classes).index(em)
-    named = [i for i, name in enumerate(classes) if any(word in name.lower() for word in ("membrane", "boundary", "border"))]
-    return named[0] if named else 0
 
 
 def _translated(labelling: Labelling, lookup: np.ndarray) -> Labelling:
