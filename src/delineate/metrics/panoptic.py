@@ -20,6 +20,7 @@ from torch import Tensor
 from delineate.data.formats.panoptic import read_panoptic
 from delineate.data.panoptic import PanopticMap
 from delineate.errors import DataError
+from delineate.metrics.boundary import DILATION_RATIO, boundary_width
 from delineate.metrics.overlap import Overlap, joint_counts, nan_mean, ratio
 
 Group = Literal["all", "things", "stuff"]
@@ -50,7 +51,7 @@ class PanopticQuality:
     """
 
     def __init__(
-        self, num_classes: int, things: Iterable[int] = (), *, iou: IouOf = "mask", dilation_ratio: float = 0.02
+        self, num_classes: int, things: Iterable[int] = (), *, iou: IouOf = "mask", dilation_ratio: float = DILATION_RATIO
     ) -> None:
         if iou not in ("mask", "boundary"):
             raise ValueError(f"iou is {iou!r}, expected 'mask' or 'boundary'")
@@ -190,7 +191,7 @@ def score_panoptic_files(
     prediction_folder: str | Path | None = None,
     truth_folder: str | Path | None = None,
     iou: IouOf = "mask",
-    dilation_ratio: float = 0.02,
+    dilation_ratio: float = DILATION_RATIO,
 ) -> PanopticScores:
     """Panoptic quality of COCO panoptic files: two JSON files, and the PNGs of each in a folder (by default named as the JSON).
 
@@ -268,7 +269,7 @@ def _count(
 
 def _boundary_iou(prediction: PanopticMap, truth: PanopticMap, meeting: _Meeting, ratio: float) -> NDArray[np.float64]:
     """IoU of the boundaries of each pair of `meeting`; all interiors are one more segment, void stays void."""
-    distance = max(1, round(ratio * float(np.hypot(*truth.segments.shape))))
+    distance = boundary_width(truth.segments.shape, ratio)
     found, wanted = (_hollow(x.segments.astype(np.int32), len(x.labels) + 1, distance) for x in (prediction, truth))
     edges = _meeting(found, wanted)
     width = len(prediction.labels) + 2

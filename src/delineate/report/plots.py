@@ -108,6 +108,28 @@ def plot_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> F
     return figure
 
 
+def plot_detection_errors(summary: Mapping[str, float]) -> Figure:
+    """What each kind of detection error costs in AP: `DetectionErrors.summary()`, "errors/ap", "errors/classification" ..."""
+    gains = {name.removeprefix("errors/"): value for name, value in summary.items() if name.startswith("errors/")}
+    ap = gains.pop("ap")
+    whole = {name: gains.pop(f"false_{name}") for name in ("positive", "negative")}
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 2.6))
+        kinds, sides = figure.subplots(1, 2, width_ratios=(3, 1))
+        bars = kinds.barh(list(gains), list(gains.values()), color=[_SERIES[i % len(_SERIES)] for i in range(len(gains))])
+        kinds.bar_label(bars, fmt="%.3f", padding=3, color=_INK, fontsize=8)
+        kinds.invert_yaxis()
+        kinds.set(xlabel="AP gained by repairing it")
+        kinds.set_title(f"Errors at AP {ap:.3f}")
+        kinds.grid(False, axis="y")
+        bars = sides.bar([f"false\n{name}" for name in whole], list(whole.values()), color=_LINE, width=0.6)
+        sides.bar_label(bars, fmt="%.3f", padding=2, color=_INK, fontsize=8)
+        sides.grid(False, axis="x")
+        for axes in (kinds, sides):
+            axes.margins(x=0.15, y=0.1)
+    return figure
+
+
 def to_svg(figure: Figure) -> str:
     """The figure as an SVG element for a page: it scales, its text is text, and its ink follows the page's colours."""
     buffer = io.StringIO()
