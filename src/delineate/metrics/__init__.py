@@ -1,6 +1,15 @@
 """Measuring segmentations: exact, streaming, with every convention named."""
 
 from delineate.metrics.bootstrap import Comparison, Interval, bootstrap_interval, paired_bootstrap
+from delineate.metrics.boundary import (
+    BoundaryScores,
+    boundary_iou,
+    boundary_region,
+    boundary_rles,
+    min_boundary_iou,
+    min_boundary_iou_matrix,
+)
+from delineate.metrics.centerline import CenterlineOverlap, centerline_overlap
 from delineate.metrics.clustering import (
     adapted_rand_error,
     best_over_thresholds,
@@ -11,6 +20,7 @@ from delineate.metrics.clustering import (
     variation_of_information,
 )
 from delineate.metrics.confusion import ConfusionMatrix
+from delineate.metrics.contour_measures import CenterlineMeasure, SurfaceMeasure
 from delineate.metrics.generalised_dice import generalised_dice
 from delineate.metrics.instance_iou import CITYSCAPES_CATEGORIES, CITYSCAPES_SIZES, InstanceIoU
 from delineate.metrics.multilabel import MultilabelConfusion
@@ -18,11 +28,15 @@ from delineate.metrics.objects import Matching, ObjectScores, match_objects, obj
 from delineate.metrics.overlap import Overlap, joint_counts
 from delineate.metrics.panoptic import PanopticQuality, PanopticScores, score_panoptic_files
 from delineate.metrics.reductions import MEAN_IOU, Reduction, mean_iou, worst_mean
+from delineate.metrics.surface import SurfaceDistances, surface_distances
 
 __all__ = [
     "CITYSCAPES_CATEGORIES",
     "CITYSCAPES_SIZES",
     "MEAN_IOU",
+    "BoundaryScores",
+    "CenterlineMeasure",
+    "CenterlineOverlap",
     "Comparison",
     "ConfusionMatrix",
     "InstanceIoU",
@@ -34,18 +48,27 @@ __all__ = [
     "PanopticQuality",
     "PanopticScores",
     "Reduction",
+    "SurfaceDistances",
+    "SurfaceMeasure",
     "adapted_rand_error",
     "best_over_thresholds",
     "bootstrap_interval",
+    "boundary_iou",
+    "boundary_region",
+    "boundary_rles",
+    "centerline_overlap",
     "generalised_dice",
     "joint_counts",
     "match_objects",
     "mean_iou",
+    "min_boundary_iou",
+    "min_boundary_iou_matrix",
     "object_scores",
     "paired_bootstrap",
     "pixel_error",
     "score_panoptic_files",
     "segments_of",
+    "surface_distances",
     "v_info",
     "v_rand",
     "variation_of_information",
