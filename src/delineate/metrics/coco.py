@@ -1,31 +1,30 @@
-"""Average precision as COCO defines it, under COCO's names, computed by pycocotools with its traps closed.
+"""Average precision as COCO and LVIS define it, from COCO's JSON or its like in Python, with the traps of that form closed.
 
-Closed: a file without detections (pycocotools fails; here every AP is 0), annotation id 0 (pycocotools takes it for "no match";
-ids are numbered anew), a missing `iscrowd` or `area`, and scores that are not numbers (`DataError`).
+Closed: no detections at all (every AP is then 0), annotation id 0, which pycocotools takes for "no match", a missing `iscrowd`,
+`area` or `num_keypoints`, scores that are not finite, ids that do not exist, masks of another size than their picture
+(`DataError`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from delineate.metrics.average_precision import COCO_NAMES, ApSettings, Curves, IouType
+from delineate.metrics.backends import BackendName, backend_for
+from delineate.metrics.coco_checks import check_detections
+from delineate.metrics.coco_input import Detections, Truth, coco_data
+from delineate.metrics.matches import Matches
 
-from delineate.errors import DataError
-
-IouType = Literal["bbox", "segm"]
-
-COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""The order of `COCOeval.stats`. s, m, l: areas up to 32^2, 96^2, and above; AR1, 10, 100: recall with that many detections."""
+__all__ = ["COCO_NAMES", "IouType", "check_detections", "coco_curves", "coco_matches", "coco_scores"]
 
 
-def coco_scores(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], iou_type: IouType) -> dict[str, float]:
-    """Return COCO's twelve numbers for `detections` (COCO's results list) against `truth` (COCO's annotation dict).
+def coco_scores(
+    truth: Truth, detections: Detections, settings: ApSettings | IouType = "bbox", *, backend: BackendName = "hotcoco"
+) -> dict[str, float]:
+    """Return COCO's numbers for `detections` (COCO's results list) against `truth` (COCO's annotation dict), or for files.
 
-    IoU of boxes (xywh, pixels; of the masks' boxes where a detection has only a mask) or of masks, thresholds 0.50 to 0.95 in
-    steps of 0.05, 101 recalls. A number without any truth to count, such as APs without small objects, is -1, as in COCO.
-    Raises `DataError` for a detection whose image, category or score is unknown or not a number.
+    `settings`: "bbox" (IoU of boxes, xywh in pixels; of the masks' boxes where there are only masks), "segm", "boundary",
+    "keypoints", or an `ApSettings`; by default thresholds 0.50 to 0.95 in steps of 0.05, and 101 recalls. A number without any
+    truth to count, such as APs without small objects, is -1, as in COCO. Names as in `Curves.summary`.
+    Raises `DataError` that names the file and the record for anything missing, unknown or not finite.
 
     Source: Lin et al. 2014, "Microsoft COCO"; cocodataset/cocoapi's `COCOeval`.
 
@@ -35,90 +34,34 @@ def coco_scores(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]
     >>> round(scores["AP50"], 6), scores["APl"]
     (1.0, -1.0)
     """
-    from pycocotools.cocoeval import COCOeval
-
-    check_detections(truth, detections)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        coco = _indexed(_prepared_truth(truth))
-        found = (
-            coco.loadRes(_prepared_detections(truth, detections))
-            if detections
-            else _indexed({**coco.dataset, "annotations": []})
-        )
-        evaluation = COCOeval(coco, found, iou_type)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return {name: float(value) for name, value in zip(COCO_NAMES, evaluation.stats, strict=True)}
+    return coco_curves(truth, detections, settings, backend=backend).summary()
 
 
-def check_detections(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> None:
-    """Raise `DataError` for the first detection that names an unknown image or category, or whose score or shape is missing."""
-    images = {image["id"] for image in truth["images"]}
-    categories = {category["id"] for category in truth["categories"]}
-    shapes = [key for key in ("bbox", "segmentation") if detections and key in detections[0]] or ["bbox"]
-    for index, detection in enumerate(detections):
-        image, category, score = (detection.get(key) for key in ("image_id", "category_id", "score"))
-        if not isinstance(score, int | float) or not math.isfinite(score):
-            raise DataError(f"detection {index}: score is {score!r}; every detection needs a finite number")
-        if image not in images:
-            raise DataError(f"detection {index}: image_id {image!r} is not among the {len(images)} images of the truth")
-        if category not in categories:
-            raise DataError(f"detection {index}: category_id {category!r} is unknown; the truth has {_shortened(categories)}")
-        if lacking := [key for key in shapes if key not in detection]:
-            raise DataError(f"detection {index}: has no '{lacking[0]}'; each needs a 'bbox' or a 'segmentation', and all alike")
+def coco_curves(
+    truth: Truth, detections: Detections, settings: ApSettings | IouType = "bbox", *, backend: BackendName = "hotcoco"
+) -> Curves:
+    """Return precision and recall of each class, of which `coco_scores` is the summary; arguments and errors as there."""
+    settings = _settings(settings)
+    chosen = backend_for(backend, settings)
+    return chosen.curves(coco_data(truth, detections, settings, in_place=chosen.in_place), settings)
 
 
-def _prepared_truth(truth: Mapping[str, Any]) -> dict[str, Any]:
-    """COCO's dict with what pycocotools needs: `info`, ids from 1, `iscrowd` and `area`."""
-    from pycocotools import mask
+def coco_matches(
+    truth: Truth, detections: Detections, settings: ApSettings | IouType = "bbox", *, backend: BackendName = "hotcoco"
+) -> Matches:
+    """Return what each picture adds to the numbers of `coco_scores`, for intervals and comparisons; arguments as there.
 
-    sizes = _sizes(truth)
-    annotations = []
-    for number, annotation in enumerate(truth.get("annotations", ()), start=1):
-        area = annotation.get("area")
-        if area is None and annotation.get("segmentation"):
-            area = float(mask.area(_compressed(annotation["segmentation"], sizes[annotation["image_id"]])))
-        elif area is None:
-            area = float(annotation["bbox"][2] * annotation["bbox"][3])
-        annotations.append({**annotation, "id": number, "iscrowd": annotation.get("iscrowd", 0), "area": area})
-    return {"info": {}, **truth, "annotations": annotations}
-
-
-def _prepared_detections(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Copies of the detections, polygons as run lengths, because `loadRes` takes no polygons."""
-    sizes = _sizes(truth)
-    prepared = [dict(detection) for detection in detections]
-    for detection in prepared:
-        if "segmentation" in detection:
-            detection["segmentation"] = _compressed(detection["segmentation"], sizes[detection["image_id"]])
-    return prepared
+    >>> from delineate.metrics.bootstrap import score_intervals
+    >>> truth = {"images": [{"id": 1}, {"id": 2}], "categories": [{"id": 3}],
+    ...          "annotations": [{"image_id": i, "category_id": 3, "bbox": [1, 1, 4, 4]} for i in (1, 2)]}
+    >>> matches = coco_matches(truth, [{"image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "score": 0.9}])
+    >>> score_intervals(matches.scores, len(matches.images))["AR100"]
+    Interval(low=0.0, high=1.0)
+    """
+    settings = _settings(settings)
+    chosen = backend_for(backend, settings)
+    return chosen.matches(coco_data(truth, detections, settings, in_place=chosen.in_place), settings)
 
 
-def _sizes(truth: Mapping[str, Any]) -> dict[Any, tuple[int, int]]:
-    return {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-
-
-def _compressed(segmentation: Any, size: tuple[int, int]) -> Any:
-    """COCO's compressed run lengths of polygons, of uncompressed run lengths, or of run lengths that are compressed already."""
-    from pycocotools import mask
-
-    if isinstance(segmentation, list):
-        return mask.merge(mask.frPyObjects(segmentation, *size))
-    if isinstance(segmentation["counts"], list):
-        return mask.frPyObjects(segmentation, *segmentation["size"])
-    return segmentation
-
-
-def _indexed(dataset: dict[str, Any]) -> Any:
-    from pycocotools.coco import COCO
-
-    coco: Any = COCO()
-    coco.dataset = dataset
-    coco.createIndex()
-    return coco
-
-
-def _shortened(ids: set[Any], count: int = 10) -> str:
-    shown = sorted(ids, key=str)[:count]
-    return ", ".join(map(str, shown)) + (f" and {len(ids) - count} more" if len(ids) > count else "")
+def _settings(settings: ApSettings | IouType) -> ApSettings:
+    return settings if isinstance(settings, ApSettings) else ApSettings.coco(settings)
