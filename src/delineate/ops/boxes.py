@@ -27,7 +27,8 @@ def box_area(boxes: Tensor) -> Tensor:
     >>> box_area(torch.tensor([[0, 0, 4, 3], [2, 2, 2, 9]]))
     tensor([12,  0])
     """
-    width, height = _wide(boxes[..., 2:] - boxes[..., :2]).unbind(-1)
+    low, high = _wide(boxes).chunk(2, -1)
+    width, height = (high - low).unbind(-1)
     return width * height
 
 
@@ -39,8 +40,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     >>> box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 0, 3, 2], [5, 5, 6, 6]]))
     tensor([[0.3333, 0.0000]])
     """
-    intersection, union = _intersection_and_union(a, b)
-    return _ratio(intersection, union)
+    return _ratio(*_intersection_and_union(_wide(a), _wide(b)))
 
 
 def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -51,10 +51,11 @@ def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
     >>> generalized_box_iou(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 3, 1]]))
     tensor([[-0.3333]])
     """
+    a, b = _wide(a), _wide(b)
     intersection, union = _intersection_and_union(a, b)
     low = torch.minimum(a[..., :, None, :2], b[..., None, :, :2])
     high = torch.maximum(a[..., :, None, 2:], b[..., None, :, 2:])
-    width, height = _wide(high - low).unbind(-1)
+    width, height = (high - low).unbind(-1)
     around = width * height
     return _ratio(intersection, union) - _ratio(around - union, around)
 
@@ -181,7 +182,7 @@ def _intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """(..., N, M) both."""
     low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
     high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    width, height = _wide(high - low).clamp(min=0).unbind(-1)
+    width, height = (high - low).clamp(min=0).unbind(-1)
     intersection = width * height
     return intersection, box_area(a)[..., :, None] + box_area(b)[..., None, :] - intersection
 

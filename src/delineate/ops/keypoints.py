@@ -32,7 +32,7 @@ def encode_keypoints(keypoints: Tensor, boxes: Tensor, size: int = 56) -> tuple[
     """
     low, high = boxes[:, None, :2], boxes[:, None, 2:]  # (N, 1, 2)
     points = keypoints[..., :2]
-    inside = (points >= low) & (points <= high) & (high > low)
+    inside = (points >= low) & (points <= high) & (high > low) & (high - low).isfinite()
     cell = ((points - low) * (size / (high - low))).floor()
     cell = torch.where(points == high, size - 1, cell)
     inside &= cell < size  # rounding may carry a point just before the edge past it; both sources leave it out
@@ -59,7 +59,7 @@ def decode_keypoints(heatmaps: Tensor, boxes: Tensor, method: Peak = "bicubic") 
     >>> decode_keypoints(heatmap, torch.tensor([[10.0, 10, 18, 18]]), "taylor").points
     tensor([[[15., 13.]]])
     """
-    if heatmaps.ndim != 4 or boxes.shape != (len(heatmaps), 4):
+    if heatmaps.ndim != 4 or boxes.shape != (heatmaps.shape[0], 4):
         raise ValueError(f"heatmaps {tuple(heatmaps.shape)} and boxes {tuple(boxes.shape)}; expected (N, K, S, T) and (N, 4)")
     if method not in ("bicubic", "taylor"):
         raise ValueError(f"method {method!r}; expected 'bicubic' or 'taylor'")

@@ -44,7 +44,7 @@ def paste_masks(
 
 def check_paste(masks: Tensor, boxes: Tensor, threshold: float, convention: Convention) -> None:
     """Raise ValueError for arguments that `paste_masks` cannot mean."""
-    if masks.ndim != 3 or 0 in masks.shape[1:] or boxes.shape != (len(masks), 4):
+    if masks.ndim != 3 or 0 in masks.shape[1:] or boxes.shape != (masks.shape[0], 4):
         raise ValueError(f"masks {tuple(masks.shape)} and boxes {tuple(boxes.shape)}; expected (N, S, T) and (N, 4)")
     if not threshold > 0:
         raise ValueError(f"threshold {threshold}: expected a number above 0, the probability outside of boxes")
@@ -70,7 +70,7 @@ class Placement(NamedTuple):
 
 def placement(boxes: Tensor, grid: tuple[int, int], size: tuple[int, int], convention: Convention) -> Placement:
     """Place masks of `grid` (S, T) cells over boxes (N, 4) in a picture of `size` (height, width)."""
-    low, high = boxes.float().chunk(2, 1)  # (N, 2)
+    low, high = boxes.float().contiguous().chunk(2, 1)  # (N, 2)
     counts = low.new_tensor([grid[1], grid[0]])
     end = low.new_tensor([size[1], size[0]])
     if convention == "torchvision":
@@ -101,7 +101,7 @@ def paste(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: floa
 
 @paste.register_fake
 def _(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, convention: str) -> Tensor:
-    return masks.new_empty(len(masks), height, width, dtype=torch.bool)
+    return masks.new_empty(masks.shape[0], height, width, dtype=torch.bool)
 
 
 _PIXELS = 1 << 22
@@ -138,6 +138,6 @@ def _lattice(place: Placement, axis: int, length: int, count: int) -> tuple[Tens
 
 def _interpolate(values: Tensor, index: Tensor, fraction: Tensor, dim: int) -> Tensor:
     """values[index] + fraction * (values[index + 1] - values[index]) along `dim`, in this very order of operations."""
-    shape = [max(a, b) if d != dim else index.shape[d] for d, (a, b) in enumerate(zip(values.shape, index.shape, strict=True))]
+    shape = [index.shape[d] if d == dim else length for d, length in enumerate(values.shape)]
     low, high = (values.gather(dim, i.expand(shape)) for i in (index, index + 1))
     return low + fraction * (high - low)

@@ -74,7 +74,7 @@ def nms_fixed(
         kept = kept & valid.reshape(order.shape).gather(1, order)
     slot = kept.cumsum(1) - 1
     slot = torch.where(kept & (slot < capacity), slot, capacity)  # the last slot takes what does not stay
-    indices = order.new_zeros(len(order), capacity + 1).scatter(1, slot, order)[:, :capacity]
+    indices = order.new_zeros(order.shape[0], capacity + 1).scatter(1, slot, order)[:, :capacity]
     used = torch.arange(capacity, device=order.device) < kept.sum(1, keepdim=True)
     return Kept(indices.reshape(*batch, capacity), used.reshape(*batch, capacity))
 
@@ -94,12 +94,14 @@ def _ordered(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: floa
 @torch.library.custom_op("delineate::suppress", mutates_args=())
 def suppress(boxes: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
     """Which of `boxes` (B, N, 4) stay, (B, N) bool, if each suppresses those of its class (B, N) that come later."""
+    kept = torch.empty_like(classes, dtype=torch.bool, memory_format=torch.contiguous_format)
     if native.available and boxes.device.type == "cpu":
-        kept = torch.empty(classes.shape, dtype=torch.bool)
         arrays = boxes.contiguous(), classes.contiguous(), kept
         native.kernels.suppress(*arrays, _not_above(iou_threshold, boxes.dtype), torch.get_num_threads())
         return kept
-    return torch.stack([suppress_reference(b, c, iou_threshold) for b, c in zip(boxes, classes, strict=True)])
+    for picture, (box, of_class) in enumerate(zip(boxes, classes, strict=True)):
+        kept[picture] = suppress_reference(box, of_class, iou_threshold)
+    return kept
 
 
 @suppress.register_fake
@@ -107,27 +109,30 @@ def _(boxes: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
     return torch.empty_like(classes, dtype=torch.bool)
 
 
-_BLOCK = 512
+_BLOCK = 256
 
 
 def suppress_reference(boxes: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-    """Which of `boxes` (N, 4) stay, (N,) bool: the plain form of `suppress`, block by block so that memory grows with N alone.
+    """Which of `boxes` (N, 4) stay, (N,) bool: the plain form of `suppress`, whose memory grows with N alone.
 
-    Within a block, boxes are suppressed by those that stay, to begin with by all that earlier blocks left; after k rounds the
-    first k are right, and once a round changes nothing all are.
+    The first boxes of those left are settled, and what they suppress leaves. Among them, boxes are suppressed by those that
+    stay, to begin with by all; after k rounds the first k are right, and once a round changes nothing all are.
     """
     area, threshold = box_area(boxes), _not_above(iou_threshold, boxes.dtype)
-    kept = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    for start in range(0, len(boxes), _BLOCK):
-        rows, later = slice(start, start + _BLOCK), slice(start, None)
-        above = _iou(boxes[rows], area[rows], boxes[later], area[later]) > threshold  # (R, L)
-        above &= classes[rows, None] == classes[later]
-        above.triu_(1)
-        within = above[:, : len(above)]
-        free = stay = kept[rows]
-        while not torch.equal(following := free & ~(within & stay[:, None]).any(0), stay):
+    kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    left = torch.arange(len(boxes), device=boxes.device)
+
+    def above(a: Tensor, b: Tensor) -> Tensor:
+        return (_iou(boxes[a], area[a], boxes[b], area[b]) > threshold) & (classes[a, None] == classes[b])
+
+    while len(left):
+        block, left = left.split([min(_BLOCK, len(left)), max(0, len(left) - _BLOCK)])
+        within = above(block, block).triu(1)
+        stay = torch.ones_like(block, dtype=torch.bool)
+        while not torch.equal(following := ~(within & stay[:, None]).any(0), stay):
             stay = following
-        kept[later] &= ~(above & stay[:, None]).any(0)
+        kept[block] = stay
+        left = left[~above(block[stay], left).any(0)]
     return kept
 
 

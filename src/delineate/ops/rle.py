@@ -74,24 +74,20 @@ def rle_runs(rle: Rle) -> Runs:
     >>> rle_runs({"size": [2, 2], "counts": "22"})
     array([2, 2])
     """
-    counts = rle.get("counts")
-    size = rle.get("size")
-    if not isinstance(size, list | tuple) or len(size) != 2 or not isinstance(counts, list | str | bytes):
-        raise DataError(f'{_shown(rle)} is no run-length code; expected {{"size": [height, width], "counts": ...}}')
+    size, counts = _size(rle), rle["counts"]
     runs = np.array(counts, np.int64) if isinstance(counts, list) else _unpack(_text(rle))
-    pixels = int(size[0]) * int(size[1])
-    if (runs < 0).any() or runs.sum() != pixels:
-        raise DataError(f"the run-length code {_shown(rle)} is damaged: its runs do not add up to {pixels} pixels")
+    _check_fill(runs, size)
     return runs
 
 
 def runs_rle(runs: Runs | list[int], size: tuple[int, int]) -> Rle:
-    """Return the code of run lengths; the inverse of `rle_runs`.
+    """Return the code of run lengths; the inverse of `rle_runs`. Raises `DataError` if they do not fill `size`.
 
     >>> runs_rle([2, 2], (2, 2))
     {'size': [2, 2], 'counts': '22'}
     """
     runs = np.asarray(runs, np.int64)
+    _check_fill(runs, size)
     return {"size": [int(size[0]), int(size[1])], "counts": _pack(runs, np.array([len(runs)]))[0].decode()}
 
 
@@ -225,7 +221,7 @@ paste_text.register_fake(_fake_text)
 
 @decode_text.register_fake
 def _(text: Tensor, ends: Tensor, height: int, width: int) -> Tensor:
-    return text.new_empty(len(ends), height, width, dtype=torch.bool)
+    return text.new_empty(ends.shape[0], height, width, dtype=torch.bool)
 
 
 def _runs(masks: Tensor) -> tuple[Runs, Runs]:
@@ -333,12 +329,25 @@ def _codes(text: Tensor, ends: Tensor, height: int, width: int) -> list[Rle]:
     return [{"size": [int(height), int(width)], "counts": joined[a:b]} for a, b in pairwise(bounds)]
 
 
+def _check_fill(runs: Runs, size: Sequence[int]) -> None:
+    pixels = int(size[0]) * int(size[1])
+    if (runs < 0).any() or runs.sum() != pixels:
+        text = np.array2string(runs, separator=", ", threshold=8)
+        raise DataError(f"run-length code is damaged: its runs {text} do not add up to {pixels} pixels")
+
+
 def _one_size(rles: Sequence[Rle]) -> tuple[int, int]:
-    sizes = {tuple(rle["size"]) for rle in rles}
+    sizes = {_size(rle) for rle in rles}
     if len(sizes) > 1:
         raise DataError(f"run-length codes of several sizes: {sorted(sizes)}")
-    height, width = sizes.pop()
-    return int(height), int(width)
+    return sizes.pop()
+
+
+def _size(rle: Rle) -> tuple[int, int]:
+    size, counts = rle.get("size"), rle.get("counts")
+    if not isinstance(size, list | tuple) or len(size) != 2 or not isinstance(counts, list | str | bytes):
+        raise DataError(f'{repr(rle)[:80]} is no run-length code; expected {{"size": [height, width], "counts": ...}}')
+    return int(size[0]), int(size[1])
 
 
 def _text(rle: Rle) -> bytes:
@@ -347,8 +356,3 @@ def _text(rle: Rle) -> bytes:
         runs = rle_runs(rle)
         return _pack(runs, np.array([len(runs)]))[0]
     return counts.encode() if isinstance(counts, str) else counts
-
-
-def _shown(rle: Rle) -> str:
-    text = repr(rle)
-    return text if len(text) < 80 else f"{text[:77]}..."
