@@ -31,7 +31,7 @@ from delineate.metrics.boundary import (
     min_boundary_iou,
     min_boundary_iou_matrix,
 )
-from delineate.metrics.packed import PackedMask
+from delineate.metrics.packed import PackedMasks
 
 shapes = st.tuples(st.integers(1, 20), st.integers(1, 150))
 masks = shapes.flatmap(lambda shape: hnp.arrays(bool, shape, elements=st.sampled_from([True, True, True, True, False])))
@@ -81,9 +81,12 @@ def test_region_is_the_mask_without_erosions(mask: NDArray, width: int) -> None:
 @settings(max_examples=50, deadline=None)
 @given(masks, st.integers(0, 80))
 def test_packing_keeps_every_pixel(mask: NDArray, margin: int) -> None:
-    packed = PackedMask.pack(mask, margin)
+    packed = PackedMasks.pack(mask, margin)
     np.testing.assert_array_equal(packed.unpack(), mask)
     assert packed.count() == mask.sum()
+    pair = np.stack([mask, ~mask])
+    np.testing.assert_array_equal(PackedMasks.pack(pair, margin).unpack(), pair)
+    assert PackedMasks.pack(pair, margin).count().tolist() == [mask.sum(), (~mask).sum()]
 
 
 @pytest.mark.parametrize("width", [1, 31, 32, 33, 46, 64, 70])

@@ -14,7 +14,7 @@ from torch import Tensor
 from delineate.errors import DataError
 from delineate.metrics.class_masks import Mask, as_masks, bounding_box, class_masks
 from delineate.metrics.overlap import Absent, Overlap, absent_score, nan_mean
-from delineate.metrics.packed import PackedMask
+from delineate.metrics.packed import PackedMasks, count_bits
 from delineate.metrics.scores import Presence, Scores
 
 DILATION_RATIO = 0.02
@@ -45,7 +45,7 @@ def boundary_region(mask: NDArray[Any], width: int) -> Mask:
         raise ValueError(f"mask of shape {mask.shape}, width {width}: expected a mask (H, W) and a width of at least 1")
     region = mask.astype(bool)
     box = bounding_box(region)
-    packed = PackedMask.pack(region[box], 2 * width)
+    packed = PackedMasks.pack(region[box], 2 * width)
     region[box] = packed.without(packed.eroded(width)).unpack()
     return region
 
@@ -67,11 +67,10 @@ def boundary_overlap(
         raise DataError(f"masks of shape {p.shape}; boundary IoU is defined for pictures (H, W)")
     width = boundary_width(p.shape, dilation_ratio)
     box = bounding_box(p | t)
-    masks = [PackedMask.pack(mask[box], 2 * width) for mask in (p, t)]
-    regions = [mask.without(mask.eroded(width)) for mask in masks]
-    counts = [((a & b).count(), a.count(), b.count()) for a, b in (masks, regions)]
-    shared, predicted, true = np.array(counts, np.int64).T
-    return Overlap(shared, predicted, true)
+    masks = PackedMasks.pack(np.stack([p[box], t[box]]), 2 * width)
+    regions = masks.without(masks.eroded(width))
+    of_p, of_t = (np.stack([masks.words[side], regions.words[side]]) for side in (0, 1))
+    return Overlap(count_bits(of_p & of_t), count_bits(of_p), count_bits(of_t))
 
 
 def boundary_iou(

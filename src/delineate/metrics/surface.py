@@ -168,16 +168,17 @@ def check_spacing(spacing: float | Sequence[float], dimensions: int) -> tuple[fl
 
 
 def _nearest(points: Mask, others: Mask, spacing: tuple[float, ...]) -> Floats:
-    """Distance of each of `points` to the nearest of `others`, in the order of np.argwhere."""
+    """Distance of each of `points` to the nearest of `others`, in the order of the array."""
     from scipy.spatial import KDTree
 
-    if not others.any():
-        return np.full(np.count_nonzero(points), np.inf)
-    apart = ~others[points]  # in a good prediction most points lie on the other surface, at distance 0
-    distances = np.zeros(len(apart))
+    at, there = np.flatnonzero(points), np.flatnonzero(others)
+    if len(there) == 0:
+        return np.full(len(at), np.inf)
+    apart = ~others.reshape(-1)[at]  # in a good prediction most points lie on the other surface, at distance 0
+    distances = np.zeros(len(at))
     if apart.any():
-        tree = KDTree(np.argwhere(others) * spacing)
-        distances[apart] = tree.query(np.argwhere(points & ~others) * spacing)[0]
+        goals, starts = (np.stack(np.unravel_index(index, points.shape), -1) * spacing for index in (there, at[apart]))
+        distances[apart] = KDTree(goals).query(starts)[0]
     return distances
 
 
