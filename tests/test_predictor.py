@@ -384,3 +384,10 @@ def test_the_command_line(tmp_path: Path, weights: Path, capsys: pytest.CaptureF
 def test_public_names() -> None:
     assert dl.Predictor is Predictor
     assert dl.Results.__name__ == "Results"
+
+
+def test_compile_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler.*do without compile"):
+        Predictor(network(), device="cpu", compile=True)

@@ -56,16 +56,17 @@ def run_demo(out: str | Path = "delineate-demo", steps: int = 120, *, device: st
 
     from delineate.data import open_dataset
     from delineate.train import train
-    from delineate.train.planner import plan
+    from delineate.train.planner import plan, with_steps
 
     say = partial(_say, quiet)
     dataset = open_dataset(write_demo_data(out / "coins"))
     say("Data", _DATA_STORY.format(data=out / "coins"))
     proposal = plan(dataset, device=device, minutes=2)
-    config = proposal.config.model_copy(update={"epochs": -(-steps // EPOCH), "steps_per_epoch": min(steps, EPOCH)})
-    say("Plan", _plan_story(config))
+    reason = "enough for these coins, on any machine"
+    proposal = with_steps(proposal, epochs=-(-steps // EPOCH), steps_per_epoch=min(steps, EPOCH), reason=reason)
+    say("Plan", _plan_story(proposal.config))
     say("Training", "a minute or two; mean_iou is that of the unseen half, for you to watch")
-    trained = train(config, out / "run", quiet=quiet, plan=proposal)
+    trained = train(proposal.config, out / "run", quiet=quiet, plan=proposal)
     result = _measure(out, trained.last, device, start)
     say("Result", _result_story(result))
     say("Next", _next_story(result, trained.last))

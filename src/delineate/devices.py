@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+import shutil
+from typing import Literal, cast
 
 import torch
+from torch import nn
 
 from delineate.errors import ConfigError
 
@@ -52,3 +55,14 @@ def has_fast_bf16(device: torch.device) -> bool:
         return False
     checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return any(check() for check in checks if check is not None)
+
+
+def compiled(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return `model` compiled by torch.compile; itself it stays as it is.
+
+    Raises `ConfigError` where there is no C++ compiler for a CPU.
+    """
+    compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
+    if device.type == "cpu" and not any(shutil.which(name) for name in compilers if name):
+        raise ConfigError("compile needs a C++ compiler on a CPU, and none is found; install g++, or do without compile")
+    return cast("nn.Module", torch.compile(model))

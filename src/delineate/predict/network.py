@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from delineate.data.intensity import normalize
-from delineate.devices import DTYPES, Precision
+from delineate.devices import DTYPES, Precision, compiled
 from delineate.errors import ConfigError
 from delineate.models import fuse_for_inference, list_models
 from delineate.weights import Conventions
@@ -41,7 +41,7 @@ class ScoringNetwork:
         self.smallest: int | None = getattr(model, "smallest", None)
         self.model = _ready(model, device, self.dtype)
         if compile:
-            self.model = cast("nn.Module", torch.compile(self.model))
+            self.model = compiled(self.model, device)
 
     def prepare(self, windows: Tensor, statistics: Statistics | None = None, factor: float = 1.0) -> Tensor:
         """Turn stored pixels (B, 1|3, h, w) into the network's input; `factor` brings them to the range it expects first.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,17 +92,6 @@ def start_from(model: nn.Module, config: TrainConfig) -> list[str]:
         f"started from {path}, but {', '.join(heads)} from random weights: it tells {theirs['num_classes']} outputs apart, "
         f"this run {ours['num_classes']}"
     ]
-
-
-def compiled(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return `model` compiled by torch.compile; itself it stays as it is.
-
-    Raises `ConfigError` where there is no C++ compiler for a CPU.
-    """
-    compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
-    if device.type == "cpu" and not any(shutil.which(name) for name in compilers if name):
-        raise ConfigError("compile: true needs a C++ compiler on a CPU, and none is found; install g++ or set compile: false")
-    return cast("nn.Module", torch.compile(model))
 
 
 @contextmanager

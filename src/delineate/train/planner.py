@@ -108,6 +108,15 @@ def plan(
     return Plan(config, ordered, (*dataset.notes, *_warnings(statistics), *notes))
 
 
+def with_steps(proposal: Plan, epochs: int, steps_per_epoch: int, reason: str) -> Plan:
+    """Return the plan with another length, for `reason`, and the optimiser's schedule that goes with it."""
+    total = epochs * steps_per_epoch
+    optimizer, reasons = rules.choose_optimizer(proposal.config.model.name, proposal.config.batch, total)
+    reasons |= {"epochs": reason, "steps_per_epoch": f"{total} steps in all"}
+    config = _with(proposal.config, epochs=epochs, steps_per_epoch=steps_per_epoch, optimizer=optimizer)
+    return Plan(config, {key: reasons.get(key, why) for key, why in proposal.reasons.items()})
+
+
 def _choices(
     path: Path, dataset: Dataset, statistics: DatasetStatistics, machine: Machine, model: str
 ) -> tuple[TrainConfig, rules.Reasons]:

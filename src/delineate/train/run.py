@@ -18,9 +18,10 @@ from delineate.config import TrainConfig
 from delineate.data import Dataset, make_loader
 from delineate.data.batch import Batch
 from delineate.data.samplers import EpochSampler
+from delineate.devices import compiled
 from delineate.errors import ConfigError, DataError, DelineateError, suggest
 from delineate.losses import build_loss
-from delineate.train.build import build_model, compiled, conventions_of, fingerprint, prepare_dataset
+from delineate.train.build import build_model, conventions_of, fingerprint, prepare_dataset
 from delineate.train.checkpoint import Progress, load_state, save_state
 from delineate.train.ema import AverageModel
 from delineate.train.logging import Display, TensorBoard, peak_memory
