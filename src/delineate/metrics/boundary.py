@@ -81,7 +81,7 @@ def boundary_iou(
     ignore: NDArray[Any] | None = None,
     absent: Absent = "nan",
 ) -> float:
-    """IoU of the boundary regions of two masks: |P_d & T_d| / |P_d | T_d|; `absent` where both masks are empty.
+    """IoU of the boundary regions of two masks, pixels of both over pixels of either; `absent` where both masks are empty.
 
     Arguments as in `boundary_overlap`. Source: Cheng et al. 2021, "Boundary IoU".
 

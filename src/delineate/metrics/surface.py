@@ -178,7 +178,7 @@ def _nearest(points: Mask, others: Mask, spacing: tuple[float, ...]) -> Floats:
     distances = np.zeros(len(at))
     if apart.any():
         goals, starts = (np.stack(np.unravel_index(index, points.shape), -1) * spacing for index in (there, at[apart]))
-        distances[apart] = KDTree(goals).query(starts)[0]
+        distances[apart] = KDTree(goals, balanced_tree=False).query(starts)[0]
     return distances
 
 
