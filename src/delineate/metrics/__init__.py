@@ -14,6 +14,7 @@ from delineate.metrics.clustering import (
     adapted_rand_error,
     best_over_thresholds,
     pixel_error,
+    rand_error,
     segments_of,
     v_info,
     v_rand,
@@ -21,6 +22,7 @@ from delineate.metrics.clustering import (
 )
 from delineate.metrics.confusion import ConfusionMatrix
 from delineate.metrics.contour_measures import CenterlineMeasure, SurfaceMeasure
+from delineate.metrics.detection_errors import DetectionErrors, detection_errors
 from delineate.metrics.generalised_dice import generalised_dice
 from delineate.metrics.instance_iou import CITYSCAPES_CATEGORIES, CITYSCAPES_SIZES, InstanceIoU
 from delineate.metrics.multilabel import MultilabelConfusion
@@ -29,6 +31,7 @@ from delineate.metrics.overlap import Overlap, joint_counts
 from delineate.metrics.panoptic import PanopticQuality, PanopticScores, score_panoptic_files
 from delineate.metrics.reductions import MEAN_IOU, Reduction, mean_iou, worst_mean
 from delineate.metrics.surface import SurfaceDistances, surface_distances
+from delineate.metrics.warping import WarpingError, warping_error
 
 __all__ = [
     "CITYSCAPES_CATEGORIES",
@@ -39,6 +42,7 @@ __all__ = [
     "CenterlineOverlap",
     "Comparison",
     "ConfusionMatrix",
+    "DetectionErrors",
     "InstanceIoU",
     "Interval",
     "Matching",
@@ -50,6 +54,7 @@ __all__ = [
     "Reduction",
     "SurfaceDistances",
     "SurfaceMeasure",
+    "WarpingError",
     "adapted_rand_error",
     "best_over_thresholds",
     "bootstrap_interval",
@@ -57,6 +62,7 @@ __all__ = [
     "boundary_region",
     "boundary_rles",
     "centerline_overlap",
+    "detection_errors",
     "generalised_dice",
     "joint_counts",
     "match_objects",
@@ -66,11 +72,13 @@ __all__ = [
     "object_scores",
     "paired_bootstrap",
     "pixel_error",
+    "rand_error",
     "score_panoptic_files",
     "segments_of",
     "surface_distances",
     "v_info",
     "v_rand",
     "variation_of_information",
+    "warping_error",
     "worst_mean",
 ]

@@ -94,6 +94,22 @@ def adapted_rand_error(
     return 1.0 - scores.score
 
 
+def rand_error(prediction: Labels, truth: Labels, *, foreground: bool = False, singletons: bool = False) -> float:
+    """1 - the Rand index (Rand 1971): share of the pairs of pixels that are together in one partition and apart in the other.
+
+    By default all pixels count and 0 is a segment like any other, as in scikit-learn's `rand_score` and in Jain et al. 2010.
+    NaN when no pixel counts, 0 for a single one. What ISBI 2012 calls Rand error is `adapted_rand_error`.
+
+    >>> rand_error(np.array([[1, 1, 1, 1]]), np.array([[1, 1, 1, 2]]))  # 3 of 6 pairs are wrongly together
+    0.5
+    """
+    table = _table(prediction, truth, foreground, singletons)
+    pairs = [table.pairs(sizes, distinct=True) for sizes in (table.prediction, table.truth, table.joint)]
+    if table.pixels < 2:
+        return 0.0 if table.pixels else math.nan
+    return (pairs[0] + pairs[1] - 2 * pairs[2]) / (table.pixels * (table.pixels - 1))
+
+
 def v_info(
     prediction: Labels, truth: Labels, *, alpha: float = 0.5, foreground: bool = True, singletons: bool = True
 ) -> PartitionScore:
