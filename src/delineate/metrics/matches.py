@@ -255,7 +255,7 @@ def _drawn_recall(
     """Recall (R, T, M) of each draw; NaN where `positives` (R,) is 0."""
     within = matches.rank[ranked, None] < np.array(matches.settings.max_detections)  # (n, M)
     found = matches.hit[ranked, area][:, :, None] & within[:, None, :]  # (n, T, M)
-    hits = weights @ found.reshape(len(ranked), -1).astype(np.float64)
+    hits = weights @ found.reshape(len(ranked), int(np.prod(found.shape[1:]))).astype(np.float64)
     return ratio(hits, positives[:, None]).reshape(len(weights), *found.shape[1:])
 
 
