@@ -5,10 +5,11 @@
 `--peer`: a checkout of bowenc0221/boundary-iou-api, which needs `pip install opencv-python-headless`; without it that
 comparison is left out. `--data`: the folder that holds reference_eval/cocoapi, for the objects of COCO pictures.
 
-Both sides start from two masks and end with a number. The peer makes two boundary regions and their IoU from run lengths, as its
-evaluation does; "counted" is the same with the pixels counted by NumPy, a faster way that it does not have. SciPy erodes
-both masks for their borders and makes two distance transforms of the picture, as MedPy does. All take turns, the values
-are checked to be equal, and the numbers go to benchmarks/results/boundary_speed.json.
+Both sides start from two masks and end with a number. The peer makes two boundary regions and their IoU from run lengths, as
+its evaluation does; "counted" is the same with the pixels counted by NumPy, a faster way that it does not have. SciPy erodes
+both masks for their borders and makes two distance transforms of the picture, as MedPy does; "borders given" is without the
+erosion, which our time includes. All take turns, the values are checked to be equal, and the numbers go to
+benchmarks/results/boundary_speed.json. The last case, noise, is the worst for our way to HD95.
 """
 
 from __future__ import annotations
@@ -96,11 +97,15 @@ def hd95(prediction: Mask, truth: Mask) -> float:
     return surface_distances(prediction, truth).hausdorff(95)
 
 
-def whole_transforms(prediction: Mask, truth: Mask) -> float:
+def borders_of(prediction: Mask, truth: Mask) -> Pair:
+    return prediction & ~binary_erosion(prediction), truth & ~binary_erosion(truth)
+
+
+def whole_transforms(borders: Pair) -> float:
     """HD95 from distance transforms of both pictures."""
-    borders = [mask & ~binary_erosion(mask) for mask in (prediction, truth)]
-    to_truth, to_prediction = (np.asarray(distance_transform_edt(~border)) for border in borders[::-1])
-    return max(np.percentile(to_truth[borders[0]], 95), np.percentile(to_prediction[borders[1]], 95))
+    of_p, of_t = borders
+    to_p, to_t = (np.asarray(distance_transform_edt(~border)) for border in borders)
+    return max(np.percentile(to_t[of_p], 95), np.percentile(to_p[of_t], 95))
 
 
 def compare(pairs: list[Pair], steps: dict[str, Step], repeats: int) -> dict[str, float]:
@@ -119,9 +124,9 @@ def compare(pairs: list[Pair], steps: dict[str, Step], repeats: int) -> dict[str
 
 
 def row(measure: str, case: str, pairs: list[Pair], times: dict[str, float]) -> dict[str, Any]:
-    """A line of the results; the goal is about the first of the others."""
+    """A line of the results."""
     ratios = {name: round(taken / times["delineate"], 2) for name, taken in times.items() if name != "delineate"}
-    reached = next(iter(ratios.values())) >= GOALS[measure]
+    reached = {name: value >= GOALS[measure] for name, value in ratios.items()}
     print(f"{measure:12} {case:30} {ratios} {times}")
     about = {"measure": measure, "case": case, "pairs": len(pairs), "shape": list(pairs[0][0].shape)}
     return about | {"milliseconds": times, "times_as_fast_as": ratios, "goal": GOALS[measure], "reached": reached}
@@ -144,6 +149,8 @@ def main() -> None:
         print("--data is not given: the objects of COCO are left out")
     else:
         cases["COCO val2014, all detections"] = coco_objects(options.data)
+    rng = np.random.default_rng(0)
+    cases["512 x 512, noise"] = [(rng.random((512, 512)) < 0.5, rng.random((512, 512)) < 0.5)]
     peer = peer_steps(options.peer)
     rows = []
     for case, pairs in cases.items():
@@ -152,7 +159,12 @@ def main() -> None:
         if peer:
             rows.append(row("boundary_iou", case, pairs, compare(pairs, {**peer, "delineate": boundary_iou}, repeats)))
         some = pairs[:: max(1, len(pairs) // 40)]
-        steps: dict[str, Step] = {"scipy": whole_transforms, "delineate": hd95}
+        given = {id(p): borders_of(p, t) for p, t in some}
+        steps: dict[str, Step] = {
+            "scipy": lambda p, t: whole_transforms(borders_of(p, t)),
+            "scipy, borders given": lambda p, t, g=given: whole_transforms(g[id(p)]),
+            "delineate": hd95,
+        }
         rows.append(row("hd95", case, some, compare(some, steps, 3)))
     write_json(RESULTS, {"environment": environment(), "repeats": options.repeats, "rows": rows})
 
