@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -11,9 +12,11 @@ from scipy.ndimage import label as label_pieces
 from skimage.draw import polygon2mask
 
 from delineate.data.geometry import crosses_itself, polygon_area
-from delineate.data.outlines import mask_to_polygons, polygons_to_mask
+from delineate.data.outlines import polygons_to_mask
 from delineate.data.raster import decode_rle, encode_mask, rle_area, rle_box, union_area
 from delineate.errors import DataError
+from delineate.ops.polygons import mask_to_polygons, rle_polygons
+from delineate.ops.rle import encode_rle
 
 masks = arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
 
@@ -87,3 +90,11 @@ def test_area_and_crossing() -> None:
     points[[10, 700]] = points[[700, 10]]
     assert crosses_itself(points.ravel().tolist())
     assert not crosses_itself([0, 0, 1, 0, 1, 1, 2, 1, 2, 2, 1, 2, 1, 1, 0, 1])  # two pixels that meet at a corner
+
+
+@given(masks)
+@settings(max_examples=50, deadline=None)
+def test_outlines_of_a_code_are_those_of_its_mask(mask: np.ndarray) -> None:
+    wide = np.pad(mask, ((3, 1), (2, 5)))
+    for pixels in (mask, wide):
+        assert rle_polygons(encode_rle(torch.from_numpy(pixels)[None])[0]) == mask_to_polygons(pixels)

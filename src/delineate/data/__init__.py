@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from delineate.data.load import load_sample
     from delineate.data.loader import TrainingSet, make_loader
     from delineate.data.open import open_dataset, split_dataset
-    from delineate.data.outlines import mask_to_polygons, polygons_to_mask
+    from delineate.data.outlines import polygons_to_mask
     from delineate.data.preview import preview_dataset
     from delineate.data.sample import IGNORE, Sample
     from delineate.data.stats import DatasetStatistics, ObjectStatistics, dataset_statistics
@@ -34,7 +34,7 @@ _MODULES = {
     "load": ("load_sample",),
     "loader": ("TrainingSet", "make_loader"),
     "open": ("open_dataset", "split_dataset"),
-    "outlines": ("mask_to_polygons", "polygons_to_mask"),
+    "outlines": ("polygons_to_mask",),
     "preview": ("preview_dataset",),
     "sample": ("IGNORE", "Sample"),
     "stats": ("DatasetStatistics", "ObjectStatistics", "dataset_statistics"),
@@ -74,7 +74,6 @@ __all__ = [
     "make_blobs_dataset",
     "make_loader",
     "make_targets",
-    "mask_to_polygons",
     "normalize",
     "open_dataset",
     "open_image",

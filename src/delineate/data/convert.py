@@ -20,11 +20,11 @@ from delineate.data.formats.voc import write_voc
 from delineate.data.formats.yolo import write_yolo
 from delineate.data.objects import record_objects
 from delineate.data.open import parse_format
-from delineate.data.outlines import mask_to_polygons
 from delineate.data.raster import decode_rle, rle_area, segmentation_rle, union_area
 from delineate.data.sample import IGNORE
 from delineate.errors import ConfigError
 from delineate.files import make_folder
+from delineate.ops.polygons import mask_to_polygons
 
 WRITERS: dict[str, Callable[[Dataset, Path, str | None], None]] = {
     "png": write_png,

@@ -10,6 +10,7 @@ from pycocotools import mask as coco
 from delineate.data.dataset import Polygon, Rle
 from delineate.data.decode import Array
 from delineate.errors import DataError
+from delineate.ops.rle import rle_runs
 
 
 def segmentation_rle(segmentation: tuple[Polygon, ...] | Rle, size: tuple[int, int]) -> Rle:
@@ -60,35 +61,9 @@ def union_area(rles: list[Rle]) -> int:
 def _checked_rle(rle: Rle, size: tuple[int, int]) -> Rle:
     if list(rle.get("size", ())) != list(size):
         raise DataError(f"its run-length code is for {rle.get('size')}, the picture is {list(size)} (height, width)")
-    counts = rle.get("counts")
-    if isinstance(counts, list):
-        runs = counts
-    elif isinstance(counts, str | bytes):
-        runs = _runs_of_text(counts.encode() if isinstance(counts, str) else counts)
-    else:
-        raise DataError(f"its run-length code has the counts {counts!r}, expected a list or a string")
-    if any(not isinstance(run, int) or run < 0 for run in runs) or sum(runs) != size[0] * size[1]:
-        raise DataError(f"its run-length code is damaged (runs do not add up to {size[0] * size[1]} pixels)")
-    return _plain(coco.frPyObjects({"size": list(size), "counts": runs}, *size))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return _plain(coco.frPyObjects({"size": list(size), "counts": rle_runs(rle).tolist()}, *size))  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def _plain(rle: Any) -> Rle:
     """pycocotools' types are narrower than what it takes and gives."""
     return rle
-
-
-def _runs_of_text(text: bytes) -> list[int]:
-    """Read COCO's text code: five bits a character, the sixth says "more"; the fourth run and later are differences."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = character - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return runs

@@ -35,7 +35,7 @@ def encode_rle(masks: Tensor) -> list[Rle]:
     if masks.ndim != 3:
         raise ValueError(f"masks {tuple(masks.shape)}; expected (N, height, width)")
     text, ends = encode_text(masks if masks.dtype == torch.bool else masks != 0)
-    return _codes(text, ends, masks.shape[1], masks.shape[2])
+    return _codes(text.numpy().tobytes(), ends.tolist(), masks.shape[1], masks.shape[2])
 
 
 def paste_rle(
@@ -48,7 +48,7 @@ def paste_rle(
     """
     check_paste(masks, boxes, threshold, convention)
     text, ends = paste_text(masks.detach(), boxes.detach(), *size, threshold, convention)
-    return _codes(text, ends, *size)
+    return _codes(text.numpy().tobytes(), ends.tolist(), *size)
 
 
 def decode_rle(rles: Sequence[Rle]) -> Tensor:
@@ -80,15 +80,17 @@ def rle_runs(rle: Rle) -> Runs:
     return runs
 
 
-def runs_rle(runs: Runs | list[int], size: tuple[int, int]) -> Rle:
-    """Return the code of run lengths; the inverse of `rle_runs`. Raises `DataError` if they do not fill `size`.
+def encode_runs(runs: Sequence[Runs | list[int]], size: tuple[int, int]) -> list[Rle]:
+    """Return the codes of masks given by their run lengths, the inverse of `rle_runs`; `DataError` if some do not fill `size`.
 
-    >>> runs_rle([2, 2], (2, 2))
-    {'size': [2, 2], 'counts': '22'}
+    >>> encode_runs([[2, 2]], (2, 2))
+    [{'size': [2, 2], 'counts': '22'}]
     """
-    runs = np.asarray(runs, np.int64)
-    _check_fill(runs, size)
-    return {"size": [int(size[0]), int(size[1])], "counts": _pack(runs, np.array([len(runs)]))[0].decode()}
+    arrays = [np.asarray(r, np.int64) for r in runs]
+    for array in arrays:
+        _check_fill(array, size)
+    text, ends = _pack(np.concatenate([*arrays, np.zeros(0, np.int64)]), np.array([len(a) for a in arrays], np.int64))
+    return _codes(text, ends.tolist(), *size)
 
 
 def rle_area(rles: Sequence[Rle]) -> NDArray[np.int64]:
@@ -135,7 +137,7 @@ def merge_rle(rles: Sequence[Rle], intersect: bool = False) -> Rle:
     final = np.append(place[1:] != place[:-1], True)[: len(place)]  # after all changes at a place
     place, inside = place[final], covered[final] >= (len(rles) if intersect else 1)
     edges = place[np.diff(inside, prepend=False)]
-    return runs_rle(_lengths(edges, height * width), (height, width))
+    return encode_runs([_lengths(edges, height * width)], (height, width))[0]
 
 
 def rle_iou(a: Sequence[Rle], b: Sequence[Rle], crowd: Sequence[bool] | None = None) -> NDArray[np.float64]:
@@ -324,16 +326,16 @@ def _characters(text: bytes) -> Tensor:
     return torch.from_numpy(np.frombuffer(text, np.uint8).copy())
 
 
-def _codes(text: Tensor, ends: Tensor, height: int, width: int) -> list[Rle]:
-    joined, bounds = text.numpy().tobytes().decode("ascii"), [0, *ends.tolist()]
-    return [{"size": [int(height), int(width)], "counts": joined[a:b]} for a, b in pairwise(bounds)]
+def _codes(text: bytes, ends: list[int], height: int, width: int) -> list[Rle]:
+    joined = text.decode("ascii")
+    return [{"size": [int(height), int(width)], "counts": joined[a:b]} for a, b in pairwise([0, *ends])]
 
 
 def _check_fill(runs: Runs, size: Sequence[int]) -> None:
     pixels = int(size[0]) * int(size[1])
     if (runs < 0).any() or runs.sum() != pixels:
         text = np.array2string(runs, separator=", ", threshold=8)
-        raise DataError(f"run-length code is damaged: its runs {text} do not add up to {pixels} pixels")
+        raise DataError(f"a run-length code is damaged: its runs {text} do not add up to {pixels} pixels")
 
 
 def _one_size(rles: Sequence[Rle]) -> tuple[int, int]:
@@ -345,8 +347,10 @@ def _one_size(rles: Sequence[Rle]) -> tuple[int, int]:
 
 def _size(rle: Rle) -> tuple[int, int]:
     size, counts = rle.get("size"), rle.get("counts")
-    if not isinstance(size, list | tuple) or len(size) != 2 or not isinstance(counts, list | str | bytes):
-        raise DataError(f'{repr(rle)[:80]} is no run-length code; expected {{"size": [height, width], "counts": ...}}')
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        raise DataError(f"a run-length code has the size {size!r}, expected [height, width]")
+    if not isinstance(counts, list | str | bytes):
+        raise DataError(f"a run-length code has the counts {counts!r}, expected a list or a string")
     return int(size[0]), int(size[1])
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import tifffile
 import yaml
 from PIL import Image
-from pycocotools import mask as coco
 from torch import Tensor
 
 from delineate.data.formats.classes import write_class_file
@@ -23,6 +22,7 @@ from delineate.data.formats.names import flat_names
 from delineate.data.formats.writing import write_labels
 from delineate.errors import ConfigError, suggest
 from delineate.files import atomic_path, make_folder, write_json, write_text
+from delineate.ops.rle import rle_area
 from delineate.predict.masks import Crop, outline
 from delineate.predict.results import Results
 from delineate.report.palette import palette
@@ -117,8 +117,9 @@ class ResultsWriter:
         image_id, (height, width) = len(self._images) + 1, results.size
         file_name = _relative(results.path, self.out) if results.path else f"{stem}.png"
         self._images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        for annotation in results.to_coco(image_id):
-            area = int(coco.area(annotation["segmentation"]))
+        annotations = results.to_coco(image_id)
+        areas = rle_area([annotation["segmentation"] for annotation in annotations]).tolist()
+        for annotation, area in zip(annotations, areas, strict=True):
             number = len(self._annotations) + 1
             self._annotations.append({"id": number, **annotation, "area": area, "iscrowd": 0})
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools import mask as coco
 from scipy import ndimage
 from torch import Tensor
 
 from delineate.data.dataset import Polygon, Rle
-from delineate.data.outlines import mask_to_polygons
+from delineate.ops.polygons import mask_to_polygons
+from delineate.ops.rle import encode_runs
 
 
 class Crop(NamedTuple):
@@ -118,18 +118,8 @@ def instance_map_rles(instance_map: NDArray[np.int32], count: int) -> list[Rle]:
         runs = order[first:last]
         edges = np.stack([starts[runs], ends[runs]], 1).ravel()  # where the mask turns on, off, on ...
         lengths = np.diff(np.concatenate([[0], edges, [column_major.size]]))
-        codes.append({"size": [height, width], "counts": _merged(lengths.tolist())})
-    return [_text(code) for code in codes]
-
-
-def _merged(lengths: list[int]) -> list[int]:
-    """Drop a run of no pixels at the end."""
-    return lengths if lengths[-1] or len(lengths) == 1 else lengths[:-1]
-
-
-def _text(code: dict[str, Any]) -> Rle:
-    compressed: Any = coco.frPyObjects(code, *code["size"])  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return {"size": code["size"], "counts": compressed["counts"].decode()}
+        codes.append(lengths if lengths[-1] or len(lengths) == 1 else lengths[:-1])  # no run of no pixels at the end
+    return encode_runs(codes, (height, width))
 
 
 def _moved(polygon: Polygon, shift: tuple[int, int]) -> Polygon:

@@ -22,10 +22,10 @@ from delineate.data.formats.problems import Problems, read_json
 from delineate.data.formats.writing import copy_image, named_records
 from delineate.data.load import instance_box, instance_mask
 from delineate.data.objects import BACKGROUND_NAMES, object_classes, record_objects
-from delineate.data.outlines import mask_to_polygons
 from delineate.data.raster import decode_rle, encode_mask, segmentation_rle
 from delineate.errors import DataError
 from delineate.files import write_json, write_text
+from delineate.ops.polygons import mask_to_polygons
 
 _OUTLINES = ("polygon", "rectangle", "circle", "mask")
 _CROWD = "crowd"  # our flag of a shape

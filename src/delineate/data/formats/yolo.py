@@ -17,9 +17,9 @@ from delineate.data.formats.writing import copy_image, named_records
 from delineate.data.geometry import polygon_area
 from delineate.data.load import instance_box, instance_mask
 from delineate.data.objects import object_classes, record_objects
-from delineate.data.outlines import mask_to_polygons
 from delineate.errors import DataError
 from delineate.files import write_text
+from delineate.ops.polygons import mask_to_polygons
 
 _SPLITS = ("train", "val", "test")
 
