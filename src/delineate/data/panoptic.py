@@ -54,17 +54,18 @@ def panoptic_map(
     if classes * objects > max(4 * semantic.size, 1 << 16):  # a few objects with large numbers: number them anew, 0 stays 0
         instances = np.unique(np.append(instances, 0), return_inverse=True)[1][:-1].reshape(instances.shape)
         objects = _highest(instances, "objects") + 1
-    # Numbers up to 2^31 in 32 bits: half the memory to move.
-    code = semantic.astype(np.int32 if classes * objects < 1 << 31 else np.int64) * objects
-    code += instances.astype(code.dtype, copy=False)
-    present = np.bincount(code.reshape(-1), minlength=classes * objects).reshape(classes, objects) > 0
+    code = np.multiply(semantic, objects, dtype=np.int64, casting="unsafe")
+    np.add(code, instances, out=code, casting="unsafe")
+    present = np.zeros(classes * objects, bool)
+    present[code] = True
+    present = present.reshape(classes, objects)
     stuff = ~np.isin(np.arange(classes), list(things))
     present[:, 0] = np.where(stuff, present.any(axis=1), False)
     present[stuff, 1:] = False
     present[ignore_index : ignore_index + 1] = False
     segment = np.where(present, np.cumsum(present, dtype=np.int32).reshape(present.shape), np.int32(0))
     segment[stuff] = segment[stuff, :1]  # whatever the map of objects says there
-    return PanopticMap(segment.reshape(-1)[code], np.nonzero(present)[0], np.zeros(int(present.sum()), bool))
+    return PanopticMap(segment.reshape(-1).take(code), np.nonzero(present)[0], np.zeros(int(present.sum()), bool))
 
 
 def _highest(numbers: NDArray[Any], what: str) -> int:
