@@ -54,7 +54,7 @@ def warping_error(
     thorough: bool = False,
     ignore: NDArray[Any] | None = None,
 ) -> WarpingError:
-    """|S - L|^2 / n of the prediction S and the best warping L of the truth T that is found: topological errors, in pixels.
+    """`|S - L|^2 / n` of the prediction S and the best warping L of the truth T that is found: topological errors, in pixels.
 
     Arrays (H, W) in which all but 0 is object: the cells, where membranes part them. Pixels can flip within `reach` pixels
     (Euclidean) of the background of T, the outside of the picture included, so objects shrink by that at most and grow freely;
