@@ -3,6 +3,7 @@
 
 #define KERNELS(X) \
     X(histogram) \
+    X(keypoints) \
     X(masks)     \
     X(nms)       \
     X(rle)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypoints_to_heatmap
 
-from delineate.ops.keypoints import bicubic_peaks, decode_keypoints, encode_keypoints
+from delineate.ops import native
+from delineate.ops.keypoints import Keypoints, bicubic_peaks, decode_keypoints, encode_keypoints
 
 # Detectron2 02b5c4e: _keypoints_to_heatmap(POINTS, BOXES, 56); x, y, logit and score of heatmaps_to_keypoints(bumps(), BOXES).
 BOXES = [[3.25, 2.5, 30.75, 90.0], [100.5, 20.0, 100.9, 20.2], [-4.0, 7.0, 61.5, 40.25]]
@@ -27,6 +29,13 @@ PEAKS = [
     [[101.0, 20.5, 0.76248, 0.00072], [101.0, 20.5, 1.65386, 0.00131], [101.0, 20.5, 0.33644, 0.00039]],
     [[22.29924, 31.9375, 5.83207, 0.12186], [32.22348, 31.9375, 6.29623, 0.13535], [41.1553, 31.9375, 5.9414, 0.12312]],
 ]
+
+
+@pytest.fixture(params=["native", "plain"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "native" and not native.available:
+        pytest.skip("built without the native kernels")
+    monkeypatch.setattr(native, "available", request.param == "native")
 
 
 def bumps() -> Tensor:
@@ -72,8 +81,21 @@ def test_no_keypoint_counts_in_a_box_without_area() -> None:
     assert not cells.any()
 
 
+def no_higher(heatmaps: Tensor, boxes: Tensor, keypoints: Keypoints, moved: Tensor) -> bool:
+    """Whether the pixels found are as high as the highest but for rounding, where they are others than torchvision's."""
+    for n, k in moved.nonzero().tolist():
+        side = (boxes[n, 2:] - boxes[n, :2]).clamp(min=1)
+        width, height = side.ceil().int().tolist()
+        resized = F.interpolate(heatmaps[n : n + 1, k : k + 1], (height, width), mode="bicubic")[0, 0]
+        x, y = ((keypoints.points[n, k] - boxes[n, :2]) / side * torch.tensor([width, height]) - 0.5).round().int().tolist()
+        if resized[y, x] < resized.max() - 1e-5:
+            return False
+    return True
+
+
+@pytest.mark.usefixtures("path")
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_bicubic_peaks_equal_torchvision(seed: int, rows: int, columns: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     heatmaps = 4 * torch.randn(5, 3, rows, columns, generator=generator)
@@ -81,10 +103,14 @@ def test_bicubic_peaks_equal_torchvision(seed: int, rows: int, columns: int) -> 
     boxes[:, 2:] = boxes[:, :2] + 30 * torch.rand(5, 2, generator=generator) ** 3
     keypoints = decode_keypoints(heatmaps, boxes)
     points, scores = heatmaps_to_keypoints(heatmaps, boxes)
-    assert torch.equal(keypoints.points, points[..., :2])
-    assert torch.equal(keypoints.logits, scores)
+    if not native.available:  # the plain form resizes as they do
+        assert torch.equal(keypoints.points, points[..., :2])
+    torch.testing.assert_close(keypoints.logits, scores)
+    moved = (keypoints.points != points[..., :2]).any(-1)
+    assert not moved.any() or no_higher(heatmaps, boxes, keypoints, moved)
 
 
+@pytest.mark.usefixtures("path")
 def test_bicubic_peaks_equal_detectron2() -> None:
     keypoints = decode_keypoints(bumps(), torch.tensor(BOXES))
     found = torch.cat([keypoints.points, keypoints.logits[..., None], keypoints.scores[..., None]], -1)
@@ -122,6 +148,7 @@ def test_flat_and_bordering_peaks_stay_in_their_cell() -> None:
     assert 0 <= y <= 2
 
 
+@pytest.mark.usefixtures("path")
 def test_edges() -> None:
     for method in ("bicubic", "taylor"):
         assert decode_keypoints(torch.zeros(0, 17, 56, 56), torch.zeros(0, 4), method).points.shape == (0, 17, 2)  # type: ignore[arg-type]
@@ -135,12 +162,16 @@ def test_edges() -> None:
     inside_out, missing = decode_keypoints(bumps()[:2], torch.tensor([[9.0, 9, 2, 2], [torch.nan, 0, 9, 9]])).points
     assert inside_out.tolist() == [[9.5, 9.5]] * 3  # as a box of one pixel, like both libraries
     assert missing.isnan().all()
+    for wide in (1e6, 3e38):
+        with pytest.raises(ValueError, match=r"boxes\[1\] has more than 2\^30 pixels"):
+            decode_keypoints(bumps()[:2], torch.tensor([[0.0, 0, 9, 9], [-wide, 0, wide, 1e6]]))
     with pytest.raises(ValueError, match=r"boxes \(2, 4\)"):
         decode_keypoints(bumps(), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="'newton'"):
         decode_keypoints(bumps(), torch.tensor(BOXES), "newton")  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("method", ["bicubic", "taylor"])
 def test_compile_and_export_take_them_whole(method: str) -> None:
     class Module(torch.nn.Module):

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from delineate.ops import native
+
 Peak = Literal["bicubic", "taylor"]
 
 
@@ -45,9 +47,9 @@ def decode_keypoints(heatmaps: Tensor, boxes: Tensor, method: Peak = "bicubic") 
     """Return the peak of each heatmap (N, K, S, T) of logits over its box (N, 4) xyxy, in pixels of the picture.
 
     - "bicubic": each heatmap is resized to its box (sides rounded up, at least 1 pixel) by bicubic interpolation, and the
-      centre of the largest pixel is the keypoint. torchvision and Detectron2 do this, and the numbers are theirs. Needs the
-      sizes of the boxes on the host, once; memory is bounded by 64 MiB or one resized heatmap. A box that is not finite gives
-      NaN.
+      centre of the largest pixel is the keypoint, as in torchvision and Detectron2. The plain form gives their very numbers,
+      the native kernel those up to rounding: another pixel only where two are equally high but for rounding. On a GPU it waits
+      for the sizes of the boxes. A box that is not finite gives NaN; one of more than 2^30 pixels is a ValueError.
     - "taylor": the largest cell, moved by one Newton step on the 3 x 3 cells around it, at most half a cell; all boxes at once,
       in fixed shapes, without waiting for the device. Of a smooth peak it is the maximum of the fitted parabola; it does not
       agree with the other method where two peaks are about equally high.
@@ -70,7 +72,10 @@ def decode_keypoints(heatmaps: Tensor, boxes: Tensor, method: Peak = "bicubic") 
 
 
 _RESIZED = 1 << 24
-"""Values of resized heatmaps held at a time."""
+"""Values of resized heatmaps that the plain form holds at a time."""
+
+_MOST_PIXELS = 1 << 30
+"""A box that is larger than any picture would never end."""
 
 
 @torch.library.custom_op("delineate::bicubic_peaks", mutates_args=())
@@ -78,14 +83,19 @@ def bicubic_peaks(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Points (N, K, 2) and values (N, K) of the largest pixels of heatmaps (N, K, S, T) resized to their boxes (N, 4)."""
     count, kinds = heatmaps.shape[:2]
     points, values = heatmaps.new_full((count, kinds, 2), torch.nan), heatmaps.new_full((count, kinds), torch.nan)
+    if native.available and heatmaps.device.type == "cpu":
+        arrays = heatmaps.contiguous(), boxes.contiguous(), points, values
+        native.kernels.bicubic_peaks(*arrays, torch.get_num_threads())
+        return points, values
     size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
     pixels = size.ceil()
     finite = boxes.isfinite().all(-1)
     for i, ((width, height), usable) in enumerate(zip(pixels.tolist(), finite.tolist(), strict=True)):
         if not usable:
             continue
-        area = int(width) * int(height)
-        rows = max(1, _RESIZED // area)
+        if width * height > _MOST_PIXELS:
+            raise ValueError(f"boxes[{i}] has more than 2^30 pixels; clip boxes to the picture")
+        rows = max(1, int(_RESIZED / (width * height)))
         for first in range(0, kinds, rows):
             part = slice(first, first + rows)
             resized = F.interpolate(heatmaps[i : i + 1, part], (int(height), int(width)), mode="bicubic")[0].flatten(1)
@@ -106,10 +116,10 @@ def _taylor_peaks(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     _, _, rows, columns = heatmaps.shape
     place = heatmaps.flatten(2).argmax(-1)  # (N, K)
     y, x = place // columns, place % columns
-    padded = F.pad(heatmaps, (1, 1, 1, 1), mode="replicate").flatten(2)
-    around = torch.arange(3, device=heatmaps.device)
-    near = (y[..., None, None] + around[:, None]) * (columns + 2) + x[..., None, None] + around
-    f = padded.gather(2, near.flatten(2)).unflatten(2, (3, 3))  # (N, K, 3, 3)
+    around = torch.arange(-1, 2, device=heatmaps.device)
+    near_y, near_x = (y[..., None] + around).clamp(0, rows - 1), (x[..., None] + around).clamp(0, columns - 1)  # (N, K, 3)
+    near = near_y[..., :, None] * columns + near_x[..., None, :]
+    f = heatmaps.flatten(2).gather(2, near.flatten(2)).unflatten(2, (3, 3))  # (N, K, 3, 3)
     gx, gy = (f[..., 1, 2] - f[..., 1, 0]) / 2, (f[..., 2, 1] - f[..., 0, 1]) / 2
     xx = f[..., 1, 2] - 2 * f[..., 1, 1] + f[..., 1, 0]
     yy = f[..., 2, 1] - 2 * f[..., 1, 1] + f[..., 0, 1]
