@@ -22,6 +22,7 @@ from delineate.metrics.coco import COCO_NAMES, coco_scores
 from delineate.metrics.confusion import ConfusionMatrix
 from delineate.metrics.evaluation import Evaluation, Evaluator
 from delineate.metrics.measures import Labelling
+from delineate.metrics.surface import surface_distances
 from delineate.predict.reading import align_classes
 from delineate.predict.score import compare, score
 
@@ -352,6 +353,98 @@ def test_published_coco_numbers(real_data: Path, results: str, expected: str, io
     if results == "fakebbox100":
         assert "mean_iou" not in evaluation.summary  # boxes say nothing of pixels
         assert len(evaluation.images) == 100
+
+
+def test_coco_numbers_have_intervals_and_classes(real_data: Path, tmp_path: Path) -> None:
+    """Of the data itself the numbers are pycocotools', of resamples those of COCO's own scripts on the drawn pictures."""
+    folder = real_data / "reference_eval" / "cocoapi"
+    truth = json.loads((folder / "instances_val2014_100.json").read_text())
+    truth["images"].reverse()  # now their order is not that of their ids
+    paths = folder / "instances_val2014_fakesegm100_results.json", write(tmp_path / "truth.json", truth)
+    found = json.loads(paths[0].read_text())
+    resampling = Resampling(resamples=2, seed=1)
+    evaluation = score(*paths, ci=resampling, iou_types=["segm"], errors=True)
+    intervals = evaluation.intervals or {}
+    assert intervals.keys() == evaluation.summary.keys() - {"objects/truth_objects", "objects/predicted_objects"}
+    order = [image["id"] for image in truth["images"]]
+    scores = []
+    for draw in np.random.default_rng(1).multinomial(100, np.full(100, 1 / 100), size=2):
+        copies = {image: [1000 * image + copy for copy in range(n)] for image, n in zip(order, draw, strict=True)}
+        drawn = truth | {
+            "images": [i | {"id": c} for i in truth["images"] for c in copies[i["id"]]],
+            "annotations": [a | {"image_id": c} for a in truth["annotations"] for c in copies[a["image_id"]]],
+        }
+        detections = [d | {"image_id": 1000 * d["image_id"] + c} for d in found for c in range(len(copies[d["image_id"]]))]
+        scores.append(coco_scores(drawn, detections, "segm", backend="pycocotools")["AP"])
+    # Copies of a picture lie among one another where its detections have equal scores, hence not to the last digit.
+    assert intervals["segm/AP"] == pytest.approx(np.quantile(scores, [0.025, 0.975]), abs=1e-4)
+    person = next(row for row in evaluation.per_class if row["name"] == "person")
+    assert {"iou", "segm/AP", "segm/AP50"} < person.keys()
+    assert "bbox/AP" not in evaluation.summary
+    assert evaluation.errors is not None
+    again = Evaluation.from_json(json.loads(json.dumps(evaluation.to_json(), allow_nan=False)))
+    assert again.errors is not None
+    assert again.errors.counts == evaluation.errors.counts
+    other = score(*paths, iou_types=["segm"], backend="pycocotools")
+    assert all(other.summary[f"segm/{name}"] == evaluation.summary[f"segm/{name}"] for name in COCO_NAMES)
+    same = compare(paths[0], paths[0], paths[1], iou_types=["segm"], resampling=resampling)
+    assert (same.scores["segm/AP"].difference, same.scores["segm/AP"].better) == (0.0, 0.5)
+
+
+def test_keypoint_results(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = real_data / "reference_eval" / "keypoints_one_image"
+    wanted = json.loads((real_data / "reference_eval" / "expected.json").read_text())
+    evaluation = score(folder / "dt_dataset.json", folder / "gt_dataset.json")
+    (expected,) = (value for name, value in wanted.items() if "keypoints" in name and isinstance(value, dict))
+    assert evaluation.summary["keypoints/AP"] == pytest.approx(expected["AP"], abs=1e-9)
+    assert any("no numbers of pixels" in note for note in evaluation.notes)
+    evaluation.print()
+    assert "keypoints AP" in capsys.readouterr().out
+    with pytest.raises(DataError, match="'segm' cannot be measured"):
+        score(folder / "dt_dataset.json", folder / "gt_dataset.json", iou_types=["segm"])
+    with pytest.raises(DataError, match="there are 5 sigmas"):
+        score(folder / "dt_dataset.json", folder / "gt_dataset.json", iou_types=["keypoints"], sigmas=[0.1] * 5)
+
+
+def test_boundary_average_precision(real_data: Path) -> None:
+    folder = real_data / "reference_eval"
+    wanted = json.loads((folder / "expected.json").read_text())["small3_boundary"]
+    files = folder / "boundary_small3" / "dt_dataset.json", folder / "boundary_small3" / "gt_dataset.json"
+    summary = score(*files, boundary=True).summary
+    assert summary["boundary/AP"] == pytest.approx(wanted["AP"], abs=1e-12)
+    assert score(*files, iou_types=["boundary"]).summary["boundary/AP"] == summary["boundary/AP"]
+
+
+def test_errors_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, found = write(tmp_path / "t.json", coco_truth()), write(tmp_path / "f.json", [detection(category_id=90)])
+    plot = tmp_path / "errors.png"
+    assert run(["score", str(found), str(truth), "--errors", str(plot)]) == 0
+    assert "classification" in capsys.readouterr().out
+    with Image.open(plot) as picture:
+        assert picture.width > 300
+    assert run(["score", str(found), str(found), "--truth", str(truth), "--errors", str(plot)]) == 2
+
+
+def test_surfaces_and_centrelines_of_files(tmp_path: Path) -> None:
+    wanted = np.zeros((40, 60), np.uint8)
+    wanted[10:20, 10:50] = 1
+    found = np.roll(wanted, 3, axis=0)
+    t, p = labels(tmp_path / "t", a=wanted, b=wanted), labels(tmp_path / "p", a=found, b=wanted)
+    names = ("background", "vessel")
+    evaluation = score(p, t, classes=names, surface=1.0, spacing=(0.5, 2.0), cldice="vessel", ci=True)
+    surfaces = surface_distances(found, wanted, spacing=(0.5, 2.0))
+    assert evaluation.images[0].numbers["hd95/vessel"] == surfaces.hausdorff(95)
+    assert evaluation.summary["hd95"] == surfaces.hausdorff(95) / 2
+    assert evaluation.summary["nsd"] == pytest.approx((surfaces.normalised_surface_dice(1.0) + 1) / 2)
+    assert 0 < evaluation.summary["cldice/vessel"] <= 1
+    assert (evaluation.intervals or {})["assd"] == (0.0, surfaces.average_symmetric())
+    better = compare(t, p, t, classes=names, surface=1.0).scores["hd95"]  # smaller is better
+    assert better.difference < 0
+    assert better.better > 0.7
+    with pytest.raises(ConfigError, match="did you mean 'vessel'"):
+        score(p, t, classes=names, cldice="vessels")
+    with pytest.raises(ConfigError, match="spacing"):
+        score(p, t, classes=names, spacing=2.0)
 
 
 def coco_truth(annotation_id: int = 1) -> dict[str, Any]:

@@ -60,6 +60,47 @@ Preset = Annotated[
 Boundary = Annotated[
     bool, Parameter(negative="", help="IoU of the pixels near outlines; of panoptic files boundary PQ.", group=measures)
 ]
+Surface = Annotated[
+    float | None,
+    Parameter(
+        name="--surface",
+        help="HD95 and mean distance between outlines, and normalised surface Dice (NSD) at this tolerance.",
+        group=measures,
+    ),
+]
+Spacing = Annotated[
+    list[float] | None,
+    Parameter(
+        help="Size of a pixel, rows then columns, or one number: the unit of --surface. Default: 1.",
+        negative="",
+        consume_multiple=True,
+        group=measures,
+    ),
+]
+ClDice = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--cldice",
+        help="clDice of a class that is tubes, such as vessels. Repeatable.",
+        negative="",
+        consume_multiple=False,
+        group=measures,
+    ),
+]
+IouTypes = Annotated[
+    list[Literal["bbox", "segm", "boundary", "keypoints"]] | None,
+    Parameter(
+        name="--iou-type",
+        help="COCO's numbers of these alone. Default: all that both sides have. Repeatable.",
+        negative="",
+        consume_multiple=False,
+        group=measures,
+    ),
+]
+Sigmas = Annotated[
+    list[float] | None,
+    Parameter(help="Of keypoint similarity, one a point. Default: COCO's.", negative="", consume_multiple=True, group=measures),
+]
 Confidence = Annotated[float | None, Parameter(help="Default: 0.95.", group=intervals)]
 Resamples = Annotated[int | None, Parameter(help="Default: 2000.", group=intervals)]
 BootstrapSeed = Annotated[int | None, Parameter(help="The same seed draws the same pictures. Default: 0.", group=intervals)]
@@ -296,7 +337,10 @@ def predict(
     window: Annotated[
         int | None, Parameter(help="Side of the windows that pictures are cut into. Default: 1024 x 1024 whole, larger in 512.")
     ] = None,
-    score_threshold: float = 0.5,
+    overlap: Annotated[float, Parameter(help="Share of a window that its neighbour predicts too.")] = 0.25,
+    score_threshold: Annotated[float, Parameter(help="Objects with a lower score are left out.")] = 0.5,
+    min_area: Annotated[int, Parameter(help="Pixels of the smallest object that is kept.")] = 10,
+    compile: Annotated[bool, Parameter(negative="", help="Use torch.compile: worth its wait for many pictures.")] = False,
     device: Device = None,
     precision: Precision = None,
     quiet: Quiet = False,
@@ -320,8 +364,11 @@ def predict(
         precision=precision or "auto",
         score_threshold=score_threshold,
         window=window,
+        overlap=overlap,
         flips=flips,
         objects=objects,
+        min_area=min_area,
+        compile=compile,
     )
     failures = predict_folder(predictor, source, out, formats=tuple(formats), quiet=quiet)
     return 3 if failures else 0
@@ -337,6 +384,9 @@ def evaluate_(
     flips: Annotated[bool, Parameter(negative="", help="Average over mirrored pictures.")] = False,
     preset: Preset = None,
     boundary: Boundary = False,
+    surface: Surface = None,
+    spacing: Spacing = None,
+    cldice: ClDice = None,
     em: EmScores = False,
     confidence: Confidence = None,
     resamples: Resamples = None,
@@ -368,7 +418,7 @@ def evaluate_(
         raise ConfigError(f"--split {split}: {data} has {', '.join(dataset.splits)}")
     records = dataset.records if split == "all" else dataset.splits[split]
     intervals = _resampling(confidence, resamples, seed)
-    families: Families = {"preset": preset, "boundary": boundary, "em": em}
+    families = _families(preset, boundary, surface, spacing, cldice, em)
     evaluation = evaluate(predictor, dataset, records, split=split, previews=out, intervals=intervals, **families)
     _show(evaluation.to_json(), json, None if quiet else evaluation.print)
     if per_image is not None:
@@ -387,7 +437,24 @@ def score(
     ignore: Annotated[int, Parameter(help="Class id of pixels that do not count.")] = 255,
     preset: Preset = None,
     boundary: Boundary = False,
+    surface: Surface = None,
+    spacing: Spacing = None,
+    cldice: ClDice = None,
     em: EmScores = False,
+    iou_types: IouTypes = [],  # noqa: B006
+    sigmas: Annotated[
+        list[float],
+        Parameter(
+            help="Of keypoint similarity, one a point. Default: COCO's.", negative="", consume_multiple=True, group=measures
+        ),
+    ] = [],  # noqa: B006
+    backend: Annotated[
+        Literal["hotcoco", "pycocotools"], Parameter(help="What matches detections for COCO's numbers.", group=measures)
+    ] = "hotcoco",
+    errors: Annotated[
+        Path | None,
+        Parameter(help="Kinds of error of detections, as TIDE defines them, and their plot as this PNG.", group=measures),
+    ] = None,
     ci: Annotated[bool, Parameter(negative="", help="Add an interval to every number.", group=intervals)] = False,
     confidence: Confidence = None,
     resamples: Resamples = None,
@@ -414,17 +481,43 @@ def score(
     if drawn and not (ci or compared):
         raise ConfigError("--confidence, --resamples and --seed are of the intervals; add --ci")
     resampling = _resampling(confidence, resamples, seed)
-    options: ScoreOptions = {"format": format, "ignore": ignore, "preset": preset, "boundary": boundary, "em": em}
+    options: ScoreOptions = {
+        "format": format,
+        "ignore": ignore,
+        "iou_types": iou_types or (),
+        "sigmas": sigmas,
+        "backend": backend,
+        "errors": errors is not None,
+        **_families(preset, boundary, surface, spacing, cldice, em),
+    }
     if compared and other is not None:
-        if per_image is not None:
-            raise ConfigError("--per-image is of one prediction; leave it away, or score A and B one by one")
+        if lonely := [flag for flag, value in (("--per-image", per_image), ("--errors", errors)) if value is not None]:
+            raise ConfigError(f"{lonely[0]} is of one prediction; leave it away, or score A and B one by one")
         comparison = compare(predictions, other, truth, resampling=resampling, **options)
         return _show(comparison.to_json(), json, None if quiet else comparison.print)
     evaluation = score_files(predictions, truth, ci=resampling if ci else False, **options)
     _show(evaluation.to_json(), json, None if quiet else evaluation.print)
     if per_image is not None:
         evaluation.write_csv(per_image)
+    if errors is not None and evaluation.errors is not None:
+        from delineate.report.plots import plot_detection_errors, save_png
+
+        save_png(plot_detection_errors(evaluation.errors.summary()), errors)
     return None
+
+
+def _families(
+    preset: str | None,
+    boundary: bool,
+    surface: float | None,
+    spacing: list[float] | None,
+    cldice: list[str] | None,
+    em: bool,
+) -> Families:
+    families: Families = {"preset": preset, "boundary": boundary, "surface": surface, "cldice": cldice or (), "em": em}
+    if spacing:
+        families["spacing"] = spacing if len(spacing) > 1 else spacing[0]
+    return families
 
 
 def _resampling(confidence: float | None, resamples: int | None, seed: int | None) -> Any:

@@ -6,16 +6,17 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from delineate.errors import DataError
 from delineate.files import write_text
-from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Draws, Resampling, ScoresOf, score_intervals
+from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Draws, Resampling, score_intervals
 from delineate.metrics.confusion import ConfusionMatrix
+from delineate.metrics.detection_errors import DetectionErrors
 from delineate.metrics.measures import Labelling, Measure, ObjectMeasure, PixelMeasure, Scores
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Evaluation:
     intervals: dict[str, tuple[float, float]] | None = None  # bootstrap over pictures
     confidence: float = 0.95  # of the intervals
     notes: tuple[str, ...] = ()  # what was concluded on the way
+    errors: DetectionErrors | None = None  # kinds of error of detections, where asked for
 
     @property
     def confusions(self) -> list[dict[str, Any]]:
@@ -80,8 +82,10 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold; numbers that are not defined or infinite become null."""
         images = [{"name": i.name, "path": i.path, "preview": i.preview, **i.numbers} for i in self.images]
-        content = {field: getattr(self, field) for field in Evaluation.__slots__} | {"images": images}
-        return plain(content | {"objects": self.objects, "confusions": self.confusions, "intervals": self.intervals or {}})
+        content = {field.name: getattr(self, field.name) for field in fields(self)} | {"images": images}
+        errors = None if self.errors is None else asdict(self.errors) | {"kinds": ()}  # one for each detection: too many
+        content |= {"objects": self.objects, "confusions": self.confusions, "intervals": self.intervals or {}, "errors": errors}
+        return plain(content)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evaluation:
@@ -105,6 +109,7 @@ class Evaluation:
             intervals={key: (_number(low), _number(high)) for key, (low, high) in content["intervals"].items()},
             confidence=content.get("confidence", 0.95),
             notes=tuple(content.get("notes", ())),
+            errors=DetectionErrors(**content["errors"]) if content.get("errors") else None,
         )
 
     def table(self) -> Group:
@@ -134,13 +139,22 @@ class Evaluation:
         write_text(path, text.getvalue())
 
 
-@dataclass(frozen=True, slots=True)
-class Included:
-    """Numbers that were gathered elsewhere than in a `Measure`."""
+class Included(Protocol):
+    """Numbers that are gathered elsewhere than in a `Measure`."""
 
-    scores: ScoresOf  # of any draw of the pictures
-    summary: Mapping[str, float] = field(default_factory=dict)  # what the summary shows instead, such as COCO's -1
-    per_class: Sequence[dict[str, Any]] = ()  # rows with "name"
+    @property
+    def summary(self) -> Mapping[str, float]:
+        """The scores of all pictures; may say more than NaN, such as COCO's -1."""
+        ...
+
+    @property
+    def per_class(self) -> Sequence[dict[str, Any]]:
+        """Rows with "name" and the numbers of a class."""
+        ...
+
+    def scores(self, draws: Draws) -> Mapping[str, Any]:
+        """Scores of the pictures, drawn as often as `draws` (R, N) says; NaN where not defined."""
+        ...
 
 
 class Evaluator:
@@ -176,6 +190,7 @@ class Evaluator:
         self._included: list[Included] = []
         self.images: list[ImageScore] = []
         self.notes: list[str] = []
+        self.errors: DetectionErrors | None = None
 
     def add(self, name: str, prediction: Labelling, truth: Labelling, path: str | None = None) -> ImageScore:
         """Measure one picture; raises `DataError` naming it where sizes differ or a value is no class."""
@@ -200,7 +215,12 @@ class Evaluator:
         """The scores of all pictures, each drawn once."""
         if not self.images:
             return {}
-        summary = {name: float(score[0]) for name, score in self.scores(np.ones((1, len(self.images)))).items()}
+        whole = np.ones((1, len(self.images)))
+        summary: dict[str, float] = {}
+        for measure in self.measures:
+            summary |= {name: float(score[0]) for name, score in measure.scores(whole).items()}
+            if isinstance(measure, ObjectMeasure):
+                summary |= measure.counts()
         for numbers in self._included:
             summary |= numbers.summary
         return summary
@@ -220,13 +240,14 @@ class Evaluator:
             split=split,
             kind=kind or ("instance" if self.objects else "semantic"),
             classes=self.classes,
-            summary=self.summary() | (self.objects.counts() if self.objects else {}),
+            summary=self.summary(),
             per_class=self._per_class(),
             confusion=total.counts.tolist() if isinstance(total, ConfusionMatrix) else None,
             images=tuple(self.images),
             intervals={name: (low, high) for name, (low, high) in found.items()},
             confidence=intervals.confidence if intervals else DEFAULT_RESAMPLING.confidence,
             notes=tuple(self.notes),
+            errors=self.errors,
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from delineate.errors import ConfigError, suggest
 from delineate.metrics.bootstrap import Draws, sum_score
 from delineate.metrics.boundary import BoundaryScores
+from delineate.metrics.contour_measures import CenterlineMeasure, SurfaceMeasure
 from delineate.metrics.measures import Array, Labelling, Measure, MembraneMeasure, Scores
 
 
@@ -22,6 +23,9 @@ class Families(TypedDict, total=False):
     em: bool | str  # ISBI 2012's scores of the segments between membranes; a name: of the class that separates them
     preset: str | None  # mean IoU as this package defines it, see `delineate.metrics.MEAN_IOU`
     boundary: bool  # IoU of the pixels near outlines
+    surface: float | None  # distances between outlines, and normalised surface Dice at this tolerance
+    spacing: float | Sequence[float]  # size of a pixel, (rows, columns) or one number: the unit of distances and tolerance
+    cldice: str | Sequence[str]  # names of classes that are tubes, whose centrelines are compared
 
 
 def make_measures(classes: Sequence[str], ignore_index: int = 255, **families: Unpack[Families]) -> list[Measure]:
@@ -29,6 +33,12 @@ def make_measures(classes: Sequence[str], ignore_index: int = 255, **families: U
     measures: list[Measure] = []
     if families.get("boundary"):
         measures.append(BoundaryMeasure(classes, ignore_index))
+    if (tolerance := families.get("surface")) is not None:
+        measures.append(SurfaceMeasure(classes, ignore_index, spacing=families.get("spacing", 1.0), tolerance=tolerance))
+    elif "spacing" in families:
+        raise ConfigError("spacing: is the unit of surface distances; give their tolerance too, with surface")
+    if tubes := families.get("cldice"):
+        measures.append(CenterlineMeasure(classes, [tubes] if isinstance(tubes, str) else tubes, ignore_index))
     if em := families.get("em"):
         measures.append(MembraneMeasure(membrane_class(classes, em), ignore_index))
     return measures

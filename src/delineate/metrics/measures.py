@@ -48,16 +48,16 @@ class Measure(Protocol):
         ...
 
 
-_LOWER_IS_BETTER = ("adapted_rand_error",)
+_LOWER_IS_BETTER = ("em/adapted_rand_error", "hd", "hd95", "assd", "surface_missing")
 
 
 def lower_is_better(name: str) -> bool:
     """Whether a smaller number under this flat name is a better one.
 
-    >>> lower_is_better("em/adapted_rand_error"), lower_is_better("mean_iou")
-    (True, False)
+    >>> lower_is_better("em/adapted_rand_error"), lower_is_better("hd95/cell"), lower_is_better("mean_iou")
+    (True, True, False)
     """
-    return name.rpartition("/")[2] in _LOWER_IS_BETTER
+    return name in _LOWER_IS_BETTER or name.partition("/")[0] in _LOWER_IS_BETTER
 
 
 class OverlapCounts(ClassScores):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from delineate.metrics.comparison import ComparedScores
     from delineate.metrics.evaluation import Evaluation
 
-_MOST_CLASSES = 40
+_MOST_CLASSES = 20
 _MOST_COMPARED = 12  # classes with numbers of their own
 _WORST = 5
 _LEFT_OUT = {f"objects/ap{percent}" for percent in (55, 60, 65, 70, 80, 85, 95)}  # in the JSON only
@@ -27,6 +27,8 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
     parts = [_summary_table(evaluation), *_class_tables(evaluation)]
     if evaluation.confusions and len(evaluation.classes) > 2:
         parts.append(_confusion_table(evaluation))
+    if evaluation.errors is not None:
+        parts.append(evaluation.errors.table())
     if sum(not math.isnan(image.mean_iou) for image in evaluation.images) > 1:
         parts.append(_image_table(evaluation))
     return Group(*parts, *(Text(f"note: {note}", style="dim") for note in evaluation.notes))
@@ -82,10 +84,9 @@ _CLASS_COLUMNS = {
         "truth_pixels": "true pixels",
         "predicted_pixels": "predicted",
     },
-    "segm": {f"segm/{name}": name for name in ("AP", "AP50", "AP75", "AR100")},
-    "bbox": {f"bbox/{name}": name for name in ("AP", "AP50", "AP75", "AR100")},
-    "boundary": {f"boundary/{name}": name for name in ("AP", "AP50", "AP75", "AR100")},
-    "keypoints": {f"keypoints/{name}": name for name in ("AP", "AP50", "AP75", "AR")},
+    "COCO": {
+        f"{kind}/{name}": f"{kind} {name}" for kind in ("segm", "bbox", "boundary", "keypoints") for name in ("AP", "AP50")
+    },
     "panoptic": {
         "pq": "PQ",
         "sq": "SQ",

@@ -1,28 +1,62 @@
-"""Objects of data sets as COCO's annotations and detections, and which kinds of IoU they can be measured with."""
+"""Objects of data sets as COCO's annotations and detections, and COCO's numbers of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict
 
+import numpy as np
 from numpy.typing import NDArray
 
 from delineate.data.dataset import Dataset, Instance, Record
-from delineate.metrics.coco import IouType
+from delineate.errors import ConfigError, DataError
+from delineate.metrics.average_precision import ApSettings, IouType
+from delineate.metrics.backends import BackendName
+from delineate.metrics.bootstrap import Draws
+from delineate.metrics.coco import coco_curves, coco_matches
+from delineate.metrics.detection_errors import DetectionErrors, detection_errors
 from delineate.predict.reading import RESULTS, Pairs, truth_size
+
+
+class DetectionOptions(TypedDict, total=False):
+    """How objects with scores are measured."""
+
+    iou_types: Sequence[
+        IouType
+    ]  # bbox, segm, boundary or keypoints; empty: bbox, segm and keypoints, where both sides have them
+    backend: BackendName  # that matches them: hotcoco unless given, or pycocotools
+    sigmas: Sequence[float] | None  # of keypoint similarity; None: those of the data set's points
+    errors: bool  # also the kinds of error, as TIDE defines them
 
 
 @dataclass(frozen=True, slots=True)
 class CocoPair:
     """Truth and detections of the same pictures as COCO's scripts take them."""
 
+    path: Path  # of the detections
+    images: tuple[int | str, ...]  # ids, in the order of the pictures
     truth: dict[str, Any]  # images, categories, annotations
     detections: list[dict[str, Any]]
+    sigmas: tuple[float, ...]  # of the keypoints; empty: not known
     iou_types: tuple[IouType, ...]  # that both sides have what is needed for
 
+    def chosen(self, options: DetectionOptions, boundary: bool) -> tuple[IouType, ...]:
+        """The kinds of IoU to measure; raises `DataError` for one that is asked for and cannot be measured."""
+        for asked in options.get("iou_types", ()):
+            if asked not in self.iou_types:
+                raise DataError(
+                    f"{self.path}: '{asked}' cannot be measured, because not all objects of both sides have what it needs; "
+                    f"they have {', '.join(t for t in self.iou_types if t != 'boundary') or 'nothing in common'}"
+                )
+        if options.get("iou_types"):
+            return tuple(options.get("iou_types", ()))
+        return tuple(t for t in self.iou_types if t != "boundary" or boundary)
 
-def coco_pair(truth: Dataset, predicted: Dataset, pairs: Pairs, lookup: NDArray[Any]) -> CocoPair | None:
+
+def coco_pair(truth: Dataset, predicted: Dataset, pairs: Pairs, lookup: NDArray[Any], path: Path) -> CocoPair | None:
     """Return what COCO's numbers are made of; None unless the truth has objects and the predictions objects with scores.
 
     `lookup`: the truth's id of each predicted class. Images are in the order of `pairs`, categories those of the truth from 1.
@@ -34,7 +68,8 @@ def coco_pair(truth: Dataset, predicted: Dataset, pairs: Pairs, lookup: NDArray[
         return None
     # COCO takes pictures in the order of their ids, which decides between equal scores.
     ids = [record.image_id for record in pairs.truths]
-    ids = ids if len({type(n) for n in ids}) == 1 and None not in ids else list(range(1, len(ids) + 1))
+    ids = [n for n in ids if n is not None] if len({type(n) for n in ids}) == 1 and None not in ids else []
+    ids = ids or list(range(1, len(pairs.truths) + 1))
     sizes = map(truth_size, pairs.truths)
     content = {
         "images": [{"id": n, "height": size[0], "width": size[1]} for n, size in zip(ids, sizes, strict=True)],
@@ -45,7 +80,8 @@ def coco_pair(truth: Dataset, predicted: Dataset, pairs: Pairs, lookup: NDArray[
     }
     rows = zip(ids, pairs.predictions, strict=True)
     found = [_annotation(i, n, int(lookup[i.label + 1])) for n, record in rows for i in record.instances or ()]
-    return CocoPair(content, found, _iou_types(pairs))
+    sigmas = truth.keypoints.sigmas if truth.keypoints else ()
+    return CocoPair(path, tuple(ids), content, found, sigmas, _iou_types(pairs))
 
 
 def only_boxes(records: Sequence[Record]) -> bool:
@@ -56,11 +92,16 @@ def only_boxes(records: Sequence[Record]) -> bool:
 
 def _iou_types(pairs: Pairs) -> tuple[IouType, ...]:
     """What both sides have."""
+    truths, found = ([i for record in side for i in record.instances or ()] for side in (pairs.truths, pairs.predictions))
+    both = [*truths, *found]
     types: list[IouType] = []
-    if not only_boxes(pairs.truths) and not only_boxes(pairs.predictions):
+    if all(i.segmentation is not None for i in both):
         types.append("segm")
-    if all(i.box is not None for record in pairs.truths for i in record.instances or ()):
+        types.append("boundary")
+    if all(i.segmentation is not None or i.box is not None for i in both):
         types.append("bbox")
+    if any(i.keypoints for i in truths) and all("keypoints" in i.extra for i in found):
+        types.append("keypoints")
     return tuple(types)
 
 
@@ -80,4 +121,58 @@ def _annotation(instance: Instance, image_id: Any, category_id: int) -> dict[str
         content["bbox"] = [x0, y0, x1 - x0, y1 - y0]
     if instance.area is not None:
         content["area"] = instance.area
+    if instance.keypoints is not None:
+        content["keypoints"] = [value for point in instance.keypoints for value in point]
     return content
+
+
+class CocoNumbers:
+    """COCO's numbers of one kind of IoU, as "segm/AP", "bbox/AP50" ..."""
+
+    def __init__(self, pair: CocoPair, iou_type: IouType, options: DetectionOptions) -> None:
+        self.pair, self.iou_type = pair, iou_type
+        self.backend: BackendName = options.get("backend", "hotcoco")
+        self.settings = _settings(pair, iou_type, options)
+        try:
+            curves = coco_curves(pair.truth, pair.detections, self.settings, backend=self.backend)
+        except DataError as error:
+            raise DataError(f"{pair.path}: {error}") from error
+        self.summary = self._named(curves.summary())
+        self.per_class = [{"name": row["name"]} | self._named(_without_names(row)) for row in curves.per_class()]
+
+    def scores(self, draws: Draws) -> dict[str, NDArray[np.float64]]:
+        """Scores of the pictures, drawn as often as `draws` (R, N) says; NaN where COCO says -1."""
+        place = {image: n for n, image in enumerate(self.pair.images)}
+        return self._named(self._matches.scores(draws[:, [place[image] for image in self._matches.images]]))
+
+    @cached_property
+    def _matches(self) -> Any:
+        """What each picture adds: only intervals and comparisons need it."""
+        return coco_matches(self.pair.truth, self.pair.detections, self.settings, backend=self.backend)
+
+    def _named(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        return {f"{self.iou_type}/{name}": value for name, value in numbers.items()}
+
+
+def _without_names(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in ("id", "name")}
+
+
+def _settings(pair: CocoPair, iou_type: IouType, options: DetectionOptions) -> ApSettings:
+    if iou_type != "keypoints":
+        return ApSettings.coco(iou_type)
+    sigmas = tuple(options.get("sigmas") or pair.sigmas)
+    if not sigmas:
+        raise ConfigError(
+            "keypoints: the similarity of points that are not COCO's 17 of a person needs a sigma for each; give sigmas, or "
+            "leave keypoints out with iou_types"
+        )
+    return ApSettings.coco("keypoints", sigmas=sigmas)
+
+
+def errors_of(pair: CocoPair) -> DetectionErrors:
+    """The kinds of error, of masks where both sides have some, else of boxes; raises `DataError` where they have neither."""
+    kinds = [kind for kind in ("segm", "bbox") if kind in pair.iou_types]
+    if not kinds:
+        raise DataError(f"{pair.path}: errors are told apart by boxes or masks, which not all objects of both sides have")
+    return detection_errors(pair.truth, pair.detections, kinds[0])  # pyright: ignore[reportArgumentType]

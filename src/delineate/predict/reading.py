@@ -36,7 +36,12 @@ def read_labelling(dataset: Dataset, record: Record, image: Path, size: tuple[in
     `DataError` where sizes differ or a value is no class.
     """
     if record.instances is not None:
-        return _paint(record, size, threshold)
+        try:
+            return _paint(record, size, threshold)
+        except DataError as error:
+            if dataset.format != RESULTS:
+                raise
+            raise DataError(f"{dataset.root}: detection of {error}") from error
     if record.label_map is None:
         raise DataError(f"{image}: has no labels in {dataset.root}; add them or leave the picture out")
     if record.label_map.kind == "semantic":
@@ -134,20 +139,27 @@ def _read_results(path: Path, content: list[dict], truth: Dataset) -> Dataset:
             f"{path}: is a list of COCO results, whose ids say nothing without COCO truth; give annotations in COCO JSON"
         )
     categories = truth.extra["categories"]
+    sizes = [(record.image_id, *(record.size or (None, None))) for record in truth.records]
+    images = [{"id": image_id, "height": height, "width": width} for image_id, height, width in sizes]
+    if strange := [n for n, detection in enumerate(content) if not isinstance(detection, dict)]:
+        raise DataError(
+            f"{path}: detection {strange[0]} is {content[strange[0]]!r:.60}, expected image_id, score ... in braces"
+        )
     try:
-        check_detections({"images": [{"id": r.image_id} for r in truth.records], "categories": categories}, content)
+        check_detections({"images": images, "categories": categories}, content)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     index = {category["id"]: number for number, category in enumerate(categories)}
     found: dict[int | str | None, list[Instance]] = {record.image_id: [] for record in truth.records}
-    for detection in content:
+    for number, detection in enumerate(content):
         box, outline = detection.get("bbox"), detection.get("segmentation")
         found[detection["image_id"]].append(
             Instance(
                 index[detection["category_id"]],
                 tuple(outline) if isinstance(outline, list) else outline,
                 None if box is None else (box[0], box[1], box[0] + box[2], box[1] + box[3]),
-                extra={"score": detection["score"]} | ({} if box is None else {"bbox": box}),
+                id=number,
+                extra={key: detection[key] for key in ("score", "bbox", "keypoints") if detection.get(key) is not None},
             )
         )
     splits = {

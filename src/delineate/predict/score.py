@@ -15,14 +15,13 @@ import numpy as np
 from delineate.data.dataset import Dataset
 from delineate.data.sample import IGNORE
 from delineate.errors import DataError
-from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Resampling
-from delineate.metrics.coco import coco_scores
+from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Draws, Resampling
 from delineate.metrics.comparison import ComparedScores, compare_evaluators
-from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore, Included, Kind
+from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore, Kind
 from delineate.metrics.families import Families, make_measures
 from delineate.metrics.measures import Labelling
-from delineate.metrics.panoptic import score_panoptic_files
-from delineate.predict.detections import CocoPair, coco_pair, only_boxes
+from delineate.metrics.panoptic import PanopticScores, score_panoptic_files
+from delineate.predict.detections import CocoNumbers, CocoPair, DetectionOptions, coco_pair, errors_of, only_boxes
 from delineate.predict.objects import extract_objects
 from delineate.predict.reading import (
     ObjectsFrom,
@@ -39,8 +38,8 @@ from delineate.predict.reading import (
 SCORE_THRESHOLD = 0.5
 
 
-class ScoreOptions(Families, total=False):
-    """How `score` and `compare` read files, and what they measure: the `Families` too."""
+class ScoreOptions(Families, DetectionOptions, total=False):
+    """How `score` and `compare` read files, and what they measure: also all of `Families` and `DetectionOptions`."""
 
     format: str | None  # of the truth; None: recognised
     classes: Sequence[str] | None  # names of the truth's classes
@@ -63,15 +62,14 @@ def score(
         truth: any data set that `open_dataset` reads, or a label picture or a folder of them. Images need not be there.
         ci: with bootstrap intervals: 95 %, or as a `Resampling` says.
         options: see `ScoreOptions`. Where both sides have objects with outlines or boxes and the predictions have scores,
-            COCO's numbers, which need no threshold, are in the summary as "segm/AP", "bbox/AP50" ... Two files of COCO's
-            panoptic format have "pq", "sq", "rq" and no other numbers.
+            COCO's numbers, which need no threshold, are in the summary as "segm/AP", "bbox/AP50", "keypoints/AR" ... Two
+            files of COCO's panoptic format have "pq", "sq", "rq" and no other numbers.
 
     Raises `DataError` naming the file or record for anything missing, superfluous, damaged, or of another size or class.
     """
     measured = _measure(Path(predictions), Path(truth), options)
     resampling = ci if isinstance(ci, Resampling) else DEFAULT_RESAMPLING if ci else None
-    evaluation = measured.evaluator.finish(measured.split, kind=measured.kind, intervals=resampling)
-    return replace(evaluation, summary=evaluation.summary | measured.detections)
+    return measured.evaluator.finish(measured.split, kind=measured.kind, intervals=resampling)
 
 
 def compare(
@@ -103,7 +101,6 @@ class _Measured:
     evaluator: Evaluator
     split: str
     kind: Kind
-    detections: dict[str, float]
 
 
 def _measure(predictions: Path, truth: Path, options: ScoreOptions) -> _Measured:
@@ -113,25 +110,45 @@ def _measure(predictions: Path, truth: Path, options: ScoreOptions) -> _Measured
     predicted = open_predictions(predictions, opened, options.get("objects", "auto"))
     pairs = pair_records(predicted, opened)
     lookup, note = align_classes(predicted.semantic_classes, opened.semantic_classes, str(predictions))
-    boxes = only_boxes(pairs.predictions) or only_boxes(pairs.truths)
-    evaluator = _evaluator(opened, boxes, options)
+    detections = coco_pair(opened, predicted, pairs, lookup, predictions)
+    reason = _no_pixels(opened, pairs)
+    if reason and not detections:
+        raise DataError(f"{predictions}: {reason}, and no scores; give outlines or label pictures")
+    evaluator = Evaluator(opened.semantic_classes, pixels=False) if reason else _evaluator(opened, options)
     evaluator.notes += [*opened.notes, *([note] if note else [])]
-    detections = coco_pair(opened, predicted, pairs, lookup)
-    if boxes and not detections:
-        raise DataError(f"{predictions}: one side has boxes without outlines, and no scores; give outlines or label pictures")
-    if boxes:
-        evaluator.notes.append("one side has boxes without outlines, so there are no numbers of pixels")
+    if reason:
+        evaluator.notes.append(f"{reason}, so there are no numbers of pixels")
         evaluator.images += [ImageScore(record.name, str(record.image), {}) for record in pairs.truths]
     else:
         _add_pictures(evaluator, opened, predicted, pairs, lookup, options)
-    numbers = _coco_numbers(detections, predictions) if detections else {}
-    return _Measured(evaluator, pairs.split, "instance" if evaluator.objects or boxes else "semantic", numbers)
+    if detections:
+        _add_detections(evaluator, detections, options)
+    elif options.get("iou_types") or options.get("errors"):
+        raise DataError(f"{predictions}: COCO's numbers need objects with scores on this side, and objects in {truth}")
+    return _Measured(evaluator, pairs.split, "instance" if evaluator.objects or reason else "semantic")
 
 
-def _evaluator(truth: Dataset, boxes: bool, options: ScoreOptions) -> Evaluator:
+def _no_pixels(truth: Dataset, pairs: Pairs) -> str | None:
+    """Why there can be no numbers of pixels."""
+    if only_boxes(pairs.predictions) or only_boxes(pairs.truths):
+        return "one side has objects without outlines"
+    if truth.kind != "semantic" and len(truth.semantic_classes) > IGNORE:
+        return f"{len(truth.classes)} classes of objects do not fit a map of class ids"
+    return None
+
+
+def _add_detections(evaluator: Evaluator, pair: CocoPair, options: ScoreOptions) -> None:
+    for iou_type in pair.chosen(options, boundary=options.get("boundary", False)):
+        if iou_type == "keypoints" and not (options.get("sigmas") or pair.sigmas or options.get("iou_types")):
+            evaluator.notes.append("keypoints are not measured: they are not COCO's of a person; give sigmas, one for each")
+            continue
+        evaluator.include(CocoNumbers(pair, iou_type, options))
+    if options.get("errors"):
+        evaluator.errors = errors_of(pair)
+
+
+def _evaluator(truth: Dataset, options: ScoreOptions) -> Evaluator:
     classes = truth.semantic_classes
-    if boxes:
-        return Evaluator(classes, pixels=False)
     objects = options.get("objects", "auto")
     families = {key: value for key, value in options.items() if key in Families.__annotations__}
     return Evaluator(
@@ -162,33 +179,45 @@ def _add_pictures(
 
 
 def _measure_panoptic(predictions: Path, truth: Path, options: ScoreOptions) -> _Measured:
-    found = score_panoptic_files(predictions, truth)
-    evaluator = Evaluator(found.classes, pixels=False)
-    per_class = found.quality.per_class(found.classes)
-    evaluator.include(Included(found.scores, per_class=per_class))
-    of_pictures = found.quality.from_sums(found.sums).means()
+    families = [PanopticNumbers(score_panoptic_files(predictions, truth))]
     if options.get("boundary"):
-        boundary = score_panoptic_files(predictions, truth, iou="boundary")
-        evaluator.include(Included(lambda draws: _prefixed("boundary_", boundary.scores(draws))))
-        of_pictures |= _prefixed("boundary_", boundary.quality.from_sums(boundary.sums).means())
-    for n, image_id in enumerate(found.image_ids):
-        evaluator.images.append(ImageScore(str(image_id), None, {key: float(v[n]) for key, v in of_pictures.items()}))
-    return _Measured(evaluator, "all", "panoptic", {})
+        families.append(PanopticNumbers(score_panoptic_files(predictions, truth, iou="boundary"), "boundary_"))
+    evaluator = Evaluator(families[0].found.classes, pixels=False)
+    for family in families:
+        evaluator.include(family)
+    for n, image_id in enumerate(families[0].found.image_ids):
+        numbers = {name: float(score[n]) for family in families for name, score in family.of_pictures().items()}
+        evaluator.images.append(ImageScore(str(image_id), None, numbers))
+    return _Measured(evaluator, "all", "panoptic")
 
 
-def _prefixed(prefix: str, scores: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}{name}": score for name, score in scores.items()}
+@dataclass(frozen=True, slots=True)
+class PanopticNumbers:
+    """Panoptic quality of files as numbers that an `Evaluator` takes up."""
 
+    found: PanopticScores
+    prefix: str = ""
 
-def _coco_numbers(pair: CocoPair, path: Path) -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for iou_type in pair.iou_types:
-        try:
-            found = coco_scores(pair.truth, pair.detections, iou_type)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
-        numbers |= {f"{iou_type}/{name}": value for name, value in found.items()}
-    return numbers
+    @property
+    def summary(self) -> dict[str, float]:
+        """PQ, SQ and RQ of all pictures: of all classes, things and stuff."""
+        return self._named(self.found.quality.summary())
+
+    @property
+    def per_class(self) -> list[dict[str, Any]]:
+        """A row a class; of boundaries none, because they have the same names."""
+        return [] if self.prefix else self.found.quality.per_class(self.found.classes)
+
+    def scores(self, draws: Draws) -> dict[str, Any]:
+        """Scores of the pictures, drawn as often as `draws` (R, N) says."""
+        return self._named(self.found.scores(draws))
+
+    def of_pictures(self) -> dict[str, Any]:
+        """The numbers of each picture, (N,)."""
+        return self._named(self.found.quality.from_sums(self.found.sums).means())
+
+    def _named(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        return {f"{self.prefix}{name}": value for name, value in numbers.items()}
 
 
 def _translated(labelling: Labelling, lookup: np.ndarray) -> Labelling:

@@ -10,6 +10,7 @@ from typing import Any
 
 from delineate.data.dataset import Dataset, Instance, KeypointSchema, Record
 from delineate.data.decode import image_size
+from delineate.data.formats.coco_rows import sound_rows
 from delineate.data.formats.names import shortest_names
 from delineate.data.formats.pairing import read_folder_name
 from delineate.data.formats.problems import Problems, read_json
@@ -56,7 +57,7 @@ def find_coco_files(folder: Path) -> list[Path]:
 def read_coco(path: Path, variant: str | None, problems: Problems) -> Dataset:
     """Read an annotation file with the images beside it, or a folder with one file for each split (`instances_*` first)."""
     files = _choose(path, find_coco_files(path), variant) if path.is_dir() else {_split_of(path): path}
-    contents = {split: _read_content(file) for split, file in files.items()}
+    contents = {split: _read_content(file, problems) for split, file in files.items()}
     categories = _categories(files, contents)
     index = {category["id"]: i for i, category in enumerate(categories)}
     schema = _keypoint_schema(categories)
@@ -138,14 +139,17 @@ def _split_of(file: Path) -> str:
     return read_folder_name(file.stem)[1] or read_folder_name(file.parent.name)[1] or "all"
 
 
-def _read_content(file: Path) -> dict[str, Any]:
+def _read_content(file: Path, problems: Problems) -> dict[str, Any]:
     content = read_json(file)
     if isinstance(content, list):
         raise DataError(f"{file}: is a list (COCO results?), expected annotations with images, annotations and categories")
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: is {content!r:.60}, expected COCO annotations with images, annotations and categories")
     without = file.name.startswith(_NO_TRUTH)
     for key in ("images", "categories") if without else ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise DataError(f"{file}: has no list '{key}'; expected COCO annotations with images, annotations and categories")
+    content = sound_rows(file, content, problems)
     if any("segments_info" in a for a in content.get("annotations", [])[:1]):
         raise DataError(f"{file}: is a panoptic file; give the instances_*.json")
     return content
@@ -157,7 +161,7 @@ def _categories(files: dict[str, Path], contents: dict[str, dict[str, Any]]) -> 
     for split, content in contents.items():
         if not all(isinstance(c, dict) and "id" in c and "name" in c for c in content["categories"]):
             raise DataError(f"{files[split]}: a category lacks 'id' or 'name'")
-        found = sorted(content["categories"], key=lambda category: category["id"])
+        found = sorted(content["categories"], key=lambda category: (isinstance(category["id"], str), category["id"]))
         if repeated := {c["id"] for c in found if sum(c["id"] == other["id"] for other in found) > 1}:
             raise DataError(f"{files[split]}: the category id {min(repeated)} is given twice")
         if chosen and [(c["id"], c["name"]) for c in chosen] != [(c["id"], c["name"]) for c in found]:
@@ -212,7 +216,9 @@ def _read_records(
         elif (instance := _read_object(file, annotation, index, schema, problems)) is not None:
             objects[annotation["image_id"]].append(instance)
     if strays:
-        problems.warn("annotation", file, f"{len(strays)} annotations are of images that are not listed, such as {strays[0]!r}")
+        stray = f"{len(strays)} annotations are of images that are not listed, such as {strays[0]!r}"
+        problems.warn("annotation", file, stray)
+        notes.append(f"{file.name}: {stray}; they are left out")
     return tuple(_read_image(folder, image, tuple(objects[image_id])) for image_id, image in images.items()), notes
 
 
