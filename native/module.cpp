@@ -6,7 +6,8 @@
     X(keypoints) \
     X(masks)     \
     X(nms)       \
-    X(rle)
+    X(rle)       \
+    X(roi)
 
 namespace delineate {
 namespace nb = nanobind;

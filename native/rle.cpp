@@ -72,25 +72,44 @@ std::string encode_one(const bool* mask, int64_t height, int64_t width) {
     return writer.finish(height * width);
 }
 
-// The rows of a picture between two rows of a mask.
-struct Segment {
-    int64_t start, end;  // indices into the axis
+// The rows of a picture between the same two rows of a mask, as indices into the axis: segment k is bounds[k]..bounds[k + 1] - 1.
+struct Segments {
+    std::vector<int64_t> bounds;
+    std::vector<int32_t> cell;
+    std::vector<float> first, last;  // the fractions of its ends
+
+    explicit Segments(const Axis& axis) {
+        for (int64_t i = 0; i < axis.size(); i++) {
+            if (i > 0 && axis.cell[i] == axis.cell[i - 1]) {
+                last.back() = axis.fraction[i];
+                continue;
+            }
+            bounds.push_back(i), cell.push_back(axis.cell[i]), first.push_back(axis.fraction[i]), last.push_back(axis.fraction[i]);
+        }
+        bounds.push_back(axis.size());
+    }
+    int64_t size() const { return static_cast<int64_t>(cell.size()); }
 };
 
-// value[s] = column `cell` of the mask (columns are contiguous), interpolated towards the next.
-DELINEATE_SIMD void blend(const float* column, int64_t count, float fraction, float* value) {
+// value[s] = a column of the mask, contiguous and followed by the next, interpolated towards that; and whether the ends of each
+// segment are inside: bit 0 the first, bit 1 the last.
+DELINEATE_SIMD void blend(const float* column, int64_t count, float fraction, float threshold, const Segments& segments, float* value,
+                          int32_t* inside) {
     for (int64_t s = 0; s < count; s++) value[s] = interpolate(column[s], column[s + count], fraction);
+    const int32_t* cell = segments.cell.data();
+    const float *first = segments.first.data(), *last = segments.last.data();
+    for (int64_t k = 0, size = segments.size(); k < size; k++) {
+        const float low = value[cell[k]], high = value[cell[k] + 1];
+        inside[k] = int32_t(interpolate(low, high, first[k]) >= threshold) | int32_t(interpolate(low, high, last[k]) >= threshold) << 1;
+    }
 }
 
 // A value between two of a column is monotonic in the fraction: a segment whose first and last pixel agree is all the same, and else
 // it changes once, at a place that halving finds. So a column costs as much as the mask is high, however high the box is.
 std::string paste_encode_one(const Placement& place, int64_t mask, int64_t height, int64_t width, float threshold) {
     const Axis across(place, mask, 0, width), down(place, mask, 1, height);
-    std::vector<Segment> segments;
-    for (int64_t i = 0; i < down.size(); i++) {
-        if (i == 0 || down.cell[i] != down.cell[i - 1]) segments.push_back({i, i});
-        segments.back().end = i + 1;
-    }
+    const Segments segments(down);
+    std::vector<int32_t> inside(segments.size());
     const int64_t side = place.rows + 2;
     std::vector<float> columns(side * (place.columns + 2), 0.0f), value(side);
     for (int64_t s = 0; s < place.rows; s++)
@@ -99,17 +118,19 @@ std::string paste_encode_one(const Placement& place, int64_t mask, int64_t heigh
 
     Writer writer;
     for (int64_t x = 0; x < across.size(); x++) {
-        blend(columns.data() + across.cell[x] * side, side, across.fraction[x], value.data());
+        const float* column = columns.data() + across.cell[x] * side;
+        blend(column, side, across.fraction[x], threshold, segments, value.data(), inside.data());
         const int64_t base = (across.first + x) * height + down.first;
-        for (const Segment& segment : segments) {
-            const float* pair = value.data() + down.cell[segment.start];
-            const auto covered = [&](int64_t i) { return interpolate(pair[0], pair[1], down.fraction[i]) >= threshold; };
-            if (covered(segment.start) != writer.inside()) writer.change(base + segment.start);
-            int64_t low = segment.start, high = segment.end - 1;
-            if (low == high || covered(high) == writer.inside()) continue;
+        for (int64_t k = 0; k < segments.size(); k++) {
+            if (inside[k] == (writer.inside() ? 3 : 0)) continue;
+            int64_t low = segments.bounds[k], high = segments.bounds[k + 1] - 1;
+            if ((inside[k] & 1) != writer.inside()) writer.change(base + low);
+            if (inside[k] >> 1 == (inside[k] & 1)) continue;
+            const float* pair = value.data() + segments.cell[k];
             while (high - low > 1) {
                 const int64_t middle = (low + high) / 2;
-                (covered(middle) == writer.inside() ? low : high) = middle;
+                const bool covered = interpolate(pair[0], pair[1], down.fraction[middle]) >= threshold;
+                (covered == writer.inside() ? low : high) = middle;
             }
             writer.change(base + high);
         }
