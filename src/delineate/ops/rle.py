@@ -20,7 +20,7 @@ from torch import Tensor
 
 from delineate.errors import DataError
 from delineate.ops import native
-from delineate.ops.masks import Convention, check_paste, paste_reference, placement
+from delineate.ops.masks import Convention, check_paste, paste_reference, placement, untouched_zeros
 
 Rle = dict[str, Any]  # {"size": [height, width], "counts": str or bytes, or a list of run lengths}
 Runs = NDArray[np.int64]
@@ -195,7 +195,7 @@ def paste_text(
 @torch.library.custom_op("delineate::decode_text", mutates_args=())
 def decode_text(text: Tensor, ends: Tensor, height: int, width: int) -> Tensor:
     """Masks (N, height, width) bool of codes given as text and ends."""
-    masks = torch.zeros(len(ends), height, width, dtype=torch.bool)
+    masks = untouched_zeros(len(ends), height, width)
     if native.available:
         try:
             native.kernels.decode(text.contiguous(), ends.contiguous(), masks, torch.get_num_threads())
