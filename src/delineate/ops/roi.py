@@ -9,8 +9,9 @@ Coordinates: a box is x0, y0, x1, y1 in pixels of the picture; `spatial_scale` b
 | `roi_align` | exact | exact | interpolated |
 
 Each result is the mean or the maximum of a bin's points. Points more than one cell off the map count as 0, and so does a box
-with NaN or infinite coordinates, unless `checked=True`, which makes it an error. A batch index out of range is an error too.
-On the CPU a native kernel computes, elsewhere, or without it, the reference; float16 and bfloat16 are summed in float32.
+with NaN or infinite coordinates, unless `checked=True`, which makes it an error. A batch index out of range is an error too;
+on a GPU, without `checked`, it gives NaN. A native kernel computes on the CPU, one in Triton on a GPU (but not in float64), and
+without them the reference; float16 and bfloat16 are summed in float32.
 Gradients flow to the feature maps, of first and second order, and not to the boxes. Under autocast nothing is converted: the
 result has the type of the feature maps, and boxes stay in float32, which rounding to bfloat16 would move by pixels.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -216,6 +218,8 @@ def pool_regions(
     rule = Rule(height, width, quantized, sampling_ratio, aligned, mode)  # type: ignore[arg-type]
     _check_rois(rois, maps[0].shape[0], checked)
     result = _empty_result(maps, rois, rule)
+    if kernels := _gpu_kernels(maps):
+        return kernels.pool(maps, rois, levels, scales, rule, result)
     if not _has_kernel(maps):
         return result.copy_(pool_reference(maps, rois, levels, scales, rule))
     last = _channels_last(maps[0]) or mode == "max"
@@ -240,6 +244,8 @@ def pool_regions_backward(
 ) -> list[Tensor]:
     rule = Rule(height, width, quantized, sampling_ratio, aligned, mode)  # type: ignore[arg-type]
     results = _empty_gradients(maps)
+    if kernels := _gpu_kernels(maps):
+        return kernels.pool_backward(grad, maps, rois, levels, scales, rule, results)
     if not _has_kernel(maps):
         return [
             r.copy_(g) for r, g in zip(results, pool_reference_backward(grad, maps, rois, levels, scales, rule), strict=True)
@@ -271,6 +277,15 @@ def _kernel_arguments(
 
 def _has_kernel(maps: Sequence[Tensor]) -> bool:
     return native.available and maps[0].device.type == "cpu"
+
+
+def _gpu_kernels(maps: Sequence[Tensor]) -> ModuleType | None:
+    """The kernels in Triton, loaded when they are first wanted."""
+    if maps[0].device.type != "cuda" or maps[0].dtype == torch.float64:
+        return None
+    from delineate.ops import roi_triton
+
+    return roi_triton if roi_triton.available else None
 
 
 def _check_rois(rois: Tensor, images: int, checked: bool) -> None:
