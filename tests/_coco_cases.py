@@ -123,3 +123,15 @@ def assert_same(curves: Curves, arrays: dict[str, Any]) -> None:
     """Bit for bit."""
     for name in ("precision", "recall", "scores"):
         np.testing.assert_array_equal(getattr(curves, name), arrays[name], err_msg=name)
+
+
+def random_lvis_case(seed: int, iou_type: str) -> Case:
+    """A random case with LVIS's fields: frequencies, negative categories, and categories that are not all annotated."""
+    rng = np.random.default_rng(seed)
+    truth, detections = random_case(seed, iou_type)
+    for category in truth["categories"]:
+        category["frequency"] = str(rng.choice(["r", "c", "f"]))
+    for image in truth["images"]:
+        for key, share in (("neg_category_ids", 0.5), ("not_exhaustive_category_ids", 0.4)):
+            image[key] = [c["id"] for c in truth["categories"] if rng.random() < share]
+    return truth, detections

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from delineate.errors import ConfigError, suggest
+from delineate.errors import ConfigError, DataError, suggest
 from delineate.metrics.average_precision import ANY_CATEGORY, ApSettings, Category, Curves
 from delineate.metrics.boundary import min_boundary_iou_matrix
 from delineate.metrics.coco_input import CocoData
 from delineate.metrics.matches import Matches, matches_of, merge_matches
 
 BackendName = Literal["hotcoco", "pycocotools"]
+_ARRAYS = ("precision", "recall", "scores")
 
 
 class Backend(Protocol):
@@ -71,9 +72,13 @@ class HotcocoBackend:
         return merge_matches(parts)
 
     def _evaluator(self, data: CocoData, settings: ApSettings) -> Any:
-        truth = hotcoco.COCO(data.truth)
         detections = data.detections
-        found = truth.load_res(str(detections) if isinstance(detections, Path) else detections)
+        try:
+            truth = hotcoco.COCO(data.truth)
+            found = truth.load_res(str(detections) if isinstance(detections, Path) else detections)
+        except ValueError as error:  # what our checks leave to it, such as the counts of a run-length code
+            where = f"{data.truth} or {detections}: " if isinstance(data.truth, Path) else ""
+            raise DataError(f"{where}{error}") from error
         evaluator = hotcoco.COCOeval(truth, found, settings.iou_type, lvis_style=settings.federated)
         params = evaluator.params
         params.iou_thrs, params.rec_thrs = list(settings.iou_thresholds), list(settings.recalls)
@@ -180,5 +185,5 @@ def _indexed(dataset: Any) -> Any:
 
 def _curves(arrays: Any, settings: ApSettings, categories: tuple[Category, ...]) -> Curves:
     """The arrays of a COCO-like evaluation."""
-    values: list[NDArray[np.float64]] = [np.asarray(arrays[key], np.float64) for key in ("precision", "recall", "scores")]
+    values: list[NDArray[np.float64]] = [np.asarray(arrays[key], np.float64) for key in _ARRAYS]
     return Curves(settings, categories if settings.per_class else (ANY_CATEGORY,), *values)

@@ -1,98 +1,116 @@
 """What can be wrong with truth and detections in COCO's form: every fault is a `DataError` that names the record.
 
-Rows are dicts, as Python's JSON gives them, or structs with the same names (`coco_input`); the checks take a column at a time,
-because detections come by the hundred thousand.
+Rows are dicts, as Python's JSON gives them, or structs with the same names (`coco_input`). Detections come by the hundred
+thousand, so each check takes a column at a time, and looks at single records only to name one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from delineate.errors import DataError
 from delineate.metrics.average_precision import FREQUENCIES, ApSettings
 
 Rows = Sequence[Any]
-_SHAPES = ("bbox", "segmentation", "keypoints")
 
 
-def column(rows: Rows, key: str) -> list[Any]:
-    """The values under one name; None where a row has none."""
-    if rows and isinstance(rows[0], Mapping):
-        return [row.get(key) for row in rows]
-    return [getattr(row, key) for row in rows]
+class Outline(msgspec.Struct, gc=False):
+    """What is checked of a run-length code in a file; whoever decodes it sees to its counts."""
+
+    size: tuple[int, int]
 
 
-def check_truth(images: Rows, categories: Rows, annotations: Rows, settings: ApSettings) -> None:
+class Table:
+    """Rows by column: `table["score"]` is the list of their scores, with None where a row has none."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows, self._columns = rows, dict[str, list[Any]]()
+        self._of_structs = len(rows) > 0 and not isinstance(rows[0], Mapping)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: str) -> list[Any]:
+        if key not in self._columns:
+            structs = self._of_structs
+            self._columns[key] = list(map(attrgetter(key), self._rows)) if structs else [row.get(key) for row in self._rows]
+        return self._columns[key]
+
+
+def check_truth(images: Table, categories: Table, annotations: Table, settings: ApSettings) -> None:
     """Raise `DataError` for the first image, category or annotation that cannot be evaluated under `settings`."""
-    ids, classes = column(images, "id"), column(categories, "id")
-    for what, values in (("image", ids), ("category", classes)):
+    for what, values in (("image", images["id"]), ("category", categories["id"])):
         if len(set(values)) < len(values):
             repeated = next(v for i, v in enumerate(values) if v in values[:i])
             raise DataError(f"{what} id {repeated!r} occurs twice in the truth; each needs its own")
-    if None in ids or len({isinstance(i, str) for i in ids}) > 1:
+    if None in images["id"] or len({isinstance(i, str) for i in images["id"]}) > 1:
         raise DataError("the ids of the images are not all numbers, or all texts; COCO takes the images in their order")
-    _check_references(annotations, "annotation", ids, classes)
+    _check_references(annotations, "annotation", images, categories)
     _check_shapes(annotations, "annotation", settings)
     _check_sizes(annotations, "annotation", images)
-    _check_first(annotations, "annotation", "area", _is_area, "expected a number of pixels")
-    _check_first(annotations, "annotation", "iscrowd", lambda v: v is None or v in (0, 1), "expected 0 or 1")
+    _check_all(annotations, "annotation", "area", _is_area, "expected a number of pixels")
+    _check_all(annotations, "annotation", "iscrowd", lambda flag: flag is None or flag in (0, 1), "expected 0 or 1")
     if settings.federated:
         _check_federated(images, categories)
 
 
-def check_detections(truth: Mapping[str, Any], detections: Rows, settings: ApSettings | None = None) -> None:
+def check_detections(truth: Mapping[str, Rows], detections: Rows, settings: ApSettings | None = None) -> None:
     """Raise `DataError` for the first detection that names an unknown image or category, or whose score or shape is missing.
 
     `truth` needs "images" and "categories" only; with `settings` the shape that they measure is asked for.
     """
-    scores = column(detections, "score")
-    bad = next((i for i, s in enumerate(scores) if not (_is_number(s) and math.isfinite(s))), None)
-    if bad is not None:
-        raise DataError(f"detection {bad}: score is {scores[bad]!r}; every detection needs a finite number")
-    _check_references(detections, "detection", column(truth["images"], "id"), column(truth["categories"], "id"))
+    check_found(Table(truth["images"]), Table(truth["categories"]), Table(detections), settings)
+
+
+def check_found(images: Table, categories: Table, detections: Table, settings: ApSettings | None) -> None:
+    """`check_detections` of tables."""
+    _check_all(detections, "detection", "score", _is_finite, "every detection needs a finite number")
+    _check_references(detections, "detection", images, categories)
     _check_shapes(detections, "detection", settings)
-    _check_sizes(detections, "detection", truth["images"])
+    _check_sizes(detections, "detection", images)
 
 
-def _check_references(rows: Rows, what: str, images: Collection[Any], categories: Collection[Any]) -> None:
-    known = set(images)
-    values = column(rows, "image_id")
-    if (bad := _first_outside(values, known)) is not None:
-        raise DataError(f"{what} {bad}: image_id {values[bad]!r} is not among the {len(known)} images of the truth")
-    known = set(categories)
-    values = column(rows, "category_id")
-    if (bad := _first_outside(values, known)) is not None:
-        raise DataError(f"{what} {bad}: category_id {values[bad]!r} is unknown; the truth has {_shortened(known)}")
+def _check_references(rows: Table, what: str, images: Table, categories: Table) -> None:
+    known = set(images["id"])
+    if (bad := _first_outside(rows["image_id"], known)) is not None:
+        value = rows["image_id"][bad]
+        raise DataError(f"{what} {bad}: image_id {value!r} is not among the {len(known)} images of the truth")
+    known = set(categories["id"])
+    if (bad := _first_outside(rows["category_id"], known)) is not None:
+        raise DataError(f"{what} {bad}: category_id {rows['category_id'][bad]!r} is unknown; the truth has {_shortened(known)}")
 
 
-def _check_shapes(rows: Rows, what: str, settings: ApSettings | None) -> None:
+def _check_shapes(rows: Table, what: str, settings: ApSettings | None) -> None:
     """Every row must have what is measured, and all the same kinds of shape, of the right form."""
-    shapes = {key: column(rows, key) for key in _SHAPES}
-    counts = {key: sum(value is not None and value != [] for value in values) for key, values in shapes.items()}
-    wanted = _wanted(settings, counts)
-    for key in wanted:
+    needed = _wanted(settings, rows)
+    counts = {key: sum(map(bool, rows[key])) for key in {"bbox", "segmentation", needed}}
+    alike = [key for key in ("bbox", "segmentation") if counts[key] and what == "detection"]
+    for key in dict.fromkeys([needed, *alike]):
         if counts[key] < len(rows):
-            bad = next(i for i, value in enumerate(shapes[key]) if value is None or value == [])
+            bad = next(i for i, value in enumerate(rows[key]) if not value)
             raise DataError(f"{what} {bad}: has no '{key}'; each needs a {_choice(settings)}, and all alike")
-    if what == "detection" and (mixed := [key for key in ("bbox", "segmentation") if 0 < counts[key] < len(rows)]):
-        bad = next(i for i, value in enumerate(shapes[mixed[0]]) if not value)
-        raise DataError(f"{what} {bad}: has no '{mixed[0]}', but others have; each needs a {_choice(settings)}, and all alike")
-    if (bad := _first_bad_box(shapes["bbox"])) is not None:
-        raise DataError(f"{what} {bad}: bbox is {shapes['bbox'][bad]!r}; expected x, y, width, height, finite and not negative")
-    if (bad := next((i for i, s in enumerate(shapes["segmentation"]) if s and not _is_outline(s)), None)) is not None:
+    if (bad := _first_bad_box(rows["bbox"])) is not None:
+        raise DataError(f"{what} {bad}: bbox is {rows['bbox'][bad]!r}; expected x, y, width, height, finite and not negative")
+    if (
+        bad := next((i for i in _unchecked(rows["segmentation"]) if not _is_outline(rows["segmentation"][i])), None)
+    ) is not None:
         raise DataError(f"{what} {bad}: segmentation is neither polygons of 3 or more points nor a run-length code")
-    if settings is not None and settings.iou_type == "keypoints":
-        _check_keypoints(shapes["keypoints"], what, len(settings.sigmas))
+    if needed == "keypoints" and settings is not None:
+        _check_keypoints(rows["keypoints"], what, len(settings.sigmas))
 
 
-def _wanted(settings: ApSettings | None, counts: Mapping[str, int]) -> tuple[str, ...]:
+def _wanted(settings: ApSettings | None, rows: Table) -> str:
+    """The shape that each row must have: for IoU of boxes masks do where no row has a box."""
     if settings is None or settings.iou_type == "bbox":
-        return ("bbox",) if counts["bbox"] or not counts["segmentation"] else ("segmentation",)
-    return ("keypoints",) if settings.iou_type == "keypoints" else ("segmentation",)
+        return "bbox" if any(rows["bbox"]) or not any(rows["segmentation"]) else "segmentation"
+    return "keypoints" if settings.iou_type == "keypoints" else "segmentation"
 
 
 def _choice(settings: ApSettings | None) -> str:
@@ -109,33 +127,37 @@ def _check_keypoints(values: Sequence[Any], what: str, points: int) -> None:
             raise DataError(f"{what} {index}: a keypoint is not finite")
 
 
-def _check_sizes(rows: Rows, what: str, images: Rows) -> None:
-    """A run-length code must be of its image's size; pycocotools would compare it with nothing."""
-    if not images or (isinstance(images[0], Mapping) and "height" not in images[0]):
+def _check_sizes(rows: Table, what: str, images: Table) -> None:
+    """A run-length code must be of its image's size: pycocotools would compare it with nothing."""
+    known = zip(images["height"], images["width"], strict=True) if len(images) else ()
+    sizes = dict(zip(images["id"], known, strict=True))
+    outlines = rows["segmentation"]
+    if set(map(type, outlines)) == {Outline}:
+        seen = list(map(attrgetter("size"), outlines))
+    else:
+        seen = [None if o is None or isinstance(o, list | tuple) else tuple(_size(o)) for o in outlines]
+    wanted = list(map(sizes.__getitem__, rows["image_id"]))
+    if seen == wanted:
         return
-    heights, widths = column(images, "height"), column(images, "width")
-    sizes = {i: (h, w) for i, h, w in zip(column(images, "id"), heights, widths, strict=True)}
-    for index, (image, outline) in enumerate(zip(column(rows, "image_id"), column(rows, "segmentation"), strict=True)):
-        if outline is None or isinstance(outline, list | tuple):
-            continue
-        size = tuple(outline["size"] if isinstance(outline, Mapping) else outline.size)
-        if size != sizes[image] and None not in sizes[image]:  # without its size an image takes any
-            raise DataError(f"{what} {index}: its mask is {size} (height, width), its image {sizes[image]}; make them equal")
+    for index, (size, own) in enumerate(zip(seen, wanted, strict=True)):
+        if size is not None and size != own and None not in own:  # an image without a size takes masks of any
+            raise DataError(f"{what} {index}: its mask is {size} (height, width), its image {own}; make them equal")
 
 
-def _check_federated(images: Rows, categories: Rows) -> None:
+def _check_federated(images: Table, categories: Table) -> None:
     """LVIS's own fields."""
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-        lacking = [image for image, value in zip(column(images, "id"), column(images, key), strict=True) if value is None]
-        if lacking:
-            raise DataError(f"image {lacking[0]!r}: has no '{key}', which LVIS needs")
-    for category, frequency in zip(column(categories, "id"), column(categories, "frequency"), strict=True):
+        if None in images[key]:
+            raise DataError(f"image {images['id'][images[key].index(None)]!r}: has no '{key}', which LVIS needs")
+    for category, frequency in zip(categories["id"], categories["frequency"], strict=True):
         if frequency not in FREQUENCIES:
             raise DataError(f"category {category!r}: frequency is {frequency!r}, expected {', '.join(FREQUENCIES)}")
 
 
-def _check_first(rows: Rows, what: str, key: str, good: Any, expected: str) -> None:
-    values = column(rows, key)
+def _check_all(rows: Table, what: str, key: str, good: Callable[[Any], bool], expected: str) -> None:
+    values = rows[key]
+    if set(map(type, values)) == {float} and np.isfinite(values).all():  # as all but a few are
+        return
     bad = next((i for i, value in enumerate(values) if not good(value)), None)
     if bad is not None:
         raise DataError(f"{what} {bad}: {key} is {values[bad]!r}; {expected}")
@@ -150,40 +172,63 @@ def _first_outside(values: Sequence[Any], known: set[Any]) -> int | None:
     return next(i for i, value in enumerate(values) if value not in known)
 
 
-def _first_bad_box(boxes: Iterable[Any]) -> int | None:
-    boxes = list(boxes)
-    there = [i for i, box in enumerate(boxes) if box is not None]
-    try:
-        array = np.array([boxes[i] for i in there], np.float64).reshape(len(there), -1)
-        good = np.isfinite(array).all(axis=1) & (array[:, 2:] >= 0).all(axis=1) & (array.shape[1] == 4 or not there)
-    except (ValueError, TypeError):  # of different lengths, or not numbers
-        good = np.array([_is_box(boxes[i]) for i in there])
-    return None if good.all() else there[int(np.argmin(good))]
+def _first_bad_box(boxes: Sequence[Any]) -> int | None:
+    if set(map(type, boxes)) == {tuple}:  # from a file: four floats each
+        numbers = np.fromiter(chain.from_iterable(boxes), np.float64, count=4 * len(boxes)).reshape(-1, 4)
+        good = np.isfinite(numbers).all(axis=1) & (numbers[:, 2:] >= 0).all(axis=1)
+        return None if good.all() else int(np.argmin(good))
+    return next((i for i, box in enumerate(boxes) if box is not None and not _is_box(box)), None)
 
 
 def _is_box(box: Any) -> bool:
-    return not isinstance(box, str) and hasattr(box, "__len__") and len(box) == 4 and all(map(_is_number, box))
+    return (
+        isinstance(box, list | tuple | np.ndarray)
+        and len(box) == 4
+        and all(map(_is_finite, box))
+        and box[2] >= 0
+        and box[3] >= 0
+    )
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number)
 
 
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
+
+
 def _is_area(value: Any) -> bool:
-    return value is None or (_is_number(value) and math.isfinite(value))
+    return value is None or _is_finite(value)
 
 
-def _is_polygon(outline: Any) -> bool:
-    return isinstance(outline, list | tuple) and len(outline) > 0
+def _unchecked(outlines: Sequence[Any]) -> Iterable[int]:
+    """Places of the outlines whose form reading did not check."""
+    if set(map(type, outlines)) <= {Outline, type(None)}:
+        return ()
+    return (i for i, outline in enumerate(outlines) if outline and type(outline) is not Outline)
+
+
+def _size(outline: Any) -> Any:
+    return outline["size"] if isinstance(outline, Mapping) else outline.size
 
 
 def _is_outline(outline: Any) -> bool:
-    if _is_polygon(outline):
-        return all(hasattr(p, "__len__") and not isinstance(p, str) and len(p) >= 6 and len(p) % 2 == 0 for p in outline)
-    if not isinstance(outline, Mapping):
-        return hasattr(outline, "counts")  # a struct, whose types are checked
-    size = outline.get("size")
-    return isinstance(outline.get("counts"), str | bytes | list) and isinstance(size, list | tuple) and len(size) == 2
+    if isinstance(outline, list | tuple):
+        return all(map(_is_polygon, outline))
+    size = outline.get("size") if isinstance(outline, Mapping) else None
+    return isinstance(size, list | tuple) and len(size) == 2 and isinstance(outline.get("counts"), str | bytes | list)
+
+
+def _is_polygon(polygon: Any) -> bool:
+    """Whether there are an even number of numbers, 6 or more; of a polygon that is not parsed, whether it may be so."""
+    if isinstance(polygon, msgspec.Raw):
+        text = bytes(polygon)
+        commas = text.count(b",")
+        return text[:1] == b"[" and commas >= 5 and commas % 2 == 1
+    if not isinstance(polygon, list | tuple | np.ndarray) or len(polygon) < 6 or len(polygon) % 2:
+        return False
+    return all(map(_is_finite, polygon))
 
 
 def _shortened(ids: set[Any], count: int = 10) -> str:

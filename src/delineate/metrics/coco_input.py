@@ -14,7 +14,7 @@ import msgspec
 
 from delineate.errors import DataError
 from delineate.metrics.average_precision import ApSettings, Category
-from delineate.metrics.coco_checks import Rows, check_detections, check_truth, column
+from delineate.metrics.coco_checks import Outline, Rows, Table, check_found, check_truth
 
 Truth = Mapping[str, Any] | str | Path
 Detections = Sequence[Mapping[str, Any]] | str | Path
@@ -38,37 +38,32 @@ class CocoData:
 def coco_data(truth: Truth, detections: Detections, settings: ApSettings, *, in_place: bool = False) -> CocoData:
     """Read, check and prepare truth (COCO's dict, or a file of it) and detections (COCO's list of results, or a file).
 
-    `in_place`: leave files that need no correction to the backend. Raises `DataError` that names the file and the record.
+    `in_place`: files that need no correction are left to the backend. Raises `DataError` that names the file and the record.
     """
-    wanted, found = _read_truth(truth), _read_detections(detections)
+    rows, results = _read_truth(truth), _read_detections(detections)
+    images, categories, annotations, objects = map(Table, (*rows, results))
     with _naming(truth):
-        check_truth(*wanted, settings)
+        check_truth(images, categories, annotations, settings)
     with _naming(detections):
-        check_detections(wanted._asdict(), found, settings)
-    columns = (column(wanted.categories, key) for key in ("id", "name", "frequency"))
-    categories = tuple(sorted(Category(i, str(i if n is None else n), f or "") for i, n, f in zip(*columns, strict=True)))
-    names = tuple(sorted(column(wanted.images, "id")))
-    if in_place and isinstance(truth, str | Path) and isinstance(detections, str | Path) and _usable(wanted, found, settings):
-        return CocoData(Path(truth), Path(detections), categories, names, names)
-    place = {name: index for index, name in enumerate(names)}
-    rows = _dicts(truth, wanted)
-    results = json.loads(Path(detections).read_bytes()) if isinstance(detections, str | Path) else detections
+        check_found(images, categories, objects, settings)
+    names = tuple(sorted(images["id"]))
+    columns = zip(categories["id"], categories["name"], categories["frequency"], strict=True)
+    classes = tuple(sorted(Category(i, str(i if name is None else name), kind or "") for i, name, kind in columns))
+    usable = in_place and _usable(images, categories, annotations, settings)
+    if usable and isinstance(truth, str | Path) and isinstance(detections, str | Path):
+        return CocoData(Path(truth), Path(detections), classes, names, names)
     with _naming(truth):
-        prepared = _prepared(rows, place, settings)
-    sizes = {image["id"]: (image["height"], image["width"]) for image in prepared["images"]}
+        rows = _parts(json.loads(Path(truth).read_bytes())) if isinstance(truth, str | Path) else rows
+        prepared = _prepared(rows, names, settings)
     with _naming(detections):
-        objects = [_detection(row, place, sizes) for row in results]
+        results = json.loads(Path(detections).read_bytes()) if isinstance(detections, str | Path) else results
+        found = _prepared_detections(results, names, prepared["images"])
     if settings.federated:
-        prepared, objects = _federated(prepared, objects, settings)
-    return CocoData(prepared, objects, categories, tuple(range(len(names))), names)
+        prepared, found = _federated(prepared, found, settings)
+    return CocoData(prepared, found, classes, tuple(range(len(names))), names)
 
 
 # --- reading
-
-
-class _Outline(msgspec.Struct, gc=False):
-    size: tuple[int, int]
-    counts: str | list[int]
 
 
 class _Object(msgspec.Struct, gc=False):
@@ -77,7 +72,7 @@ class _Object(msgspec.Struct, gc=False):
     image_id: int | str | None = None
     category_id: int | None = None
     bbox: tuple[float, float, float, float] | None = None
-    segmentation: _Outline | list[list[float]] | None = None
+    segmentation: Outline | list[msgspec.Raw] | None = None  # polygons are not parsed here: they hold most of a file's numbers
     keypoints: list[float] | None = None
     score: float | None = None
     area: float | None = None
@@ -160,58 +155,54 @@ def _read(path: str | Path, kind: Any) -> Any:
 
 @contextmanager
 def _naming(source: Any) -> Iterator[None]:
-    """Put the name of a file before what is wrong with it."""
+    """Put the name of a file, or of a record, before what is wrong with it."""
     try:
         yield
     except DataError as error:
         raise DataError(f"{source}: {error}" if isinstance(source, str | Path) else str(error)) from error
 
 
-def _dicts(truth: Truth, parts: _Parts) -> _Parts:
-    return _parts(json.loads(Path(truth).read_bytes())) if isinstance(truth, str | Path) else parts
-
-
 # --- preparing
 
 
-def _usable(wanted: _Parts, found: Rows, settings: ApSettings) -> bool:
-    """Whether hotcoco reads these files as `coco_data` would prepare them."""
-    ids = [*column(wanted.images, "id"), *column(wanted.categories, "id")]
+def _usable(images: Table, categories: Table, annotations: Table, settings: ApSettings) -> bool:
+    """Whether hotcoco reads these files as they would be prepared."""
     needed = {"bbox": ["bbox"], "keypoints": ["bbox", "num_keypoints"]}.get(settings.iou_type, [])
-    outlines = column(found, "segmentation")
     return (
         not settings.federated
-        and all(type(i) is int and i >= 0 for i in ids)
-        and all(None not in column(wanted.annotations, key) for key in ("area", "iscrowd", *needed))
-        and not any(size is None or size <= 0 for key in ("height", "width") for size in column(wanted.images, key))
-        and not any(type(o) is list or (o is not None and type(o.counts) is list) for o in outlines)
+        and all(type(i) is int and i >= 0 for i in (*images["id"], *categories["id"]))
+        and all(size for key in ("height", "width") for size in images[key])
+        and all(None not in annotations[key] for key in ("area", "iscrowd", *needed))
     )
 
 
-def _prepared(parts: _Parts, place: Mapping[Any, int], settings: ApSettings) -> dict[str, Any]:
+def _prepared(parts: _Parts, names: Sequence[int | str], settings: ApSettings) -> dict[str, Any]:
+    place = {name: index for index, name in enumerate(names)}
     images = [{**image, "id": place[image["id"]]} for image in sorted(parts.images, key=lambda image: place[image["id"]])]
     for image in images:
         image |= {key: image.get(key) or 0 for key in ("height", "width")}  # 0 stands for unknown
-    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    annotations = [_annotation(row, number, place, sizes, settings) for number, row in enumerate(parts.annotations, start=1)]
+    annotations = []
+    for index, row in enumerate(parts.annotations):
+        image = images[place[row["image_id"]]]
+        with _naming(f"annotation {index}"):
+            annotations.append({"id": index + 1, "image_id": image["id"]} | _annotation(row, image, settings))
     categories = [{**category, "name": str(category.get("name", category["id"]))} for category in parts.categories]
     return {"info": {}, "images": images, "categories": categories, "annotations": annotations}
 
 
-def _annotation(
-    row: Mapping[str, Any], number: int, place: Mapping[Any, int], sizes: Mapping[int, tuple[int, int]], settings: ApSettings
-) -> dict[str, Any]:
-    """An annotation with all that the evaluators read."""
-    image = place[row["image_id"]]
-    annotation: dict[str, Any] = {"id": number, "image_id": image, "category_id": row["category_id"]}
-    annotation |= {"iscrowd": int(row.get("iscrowd") or 0), "ignore": int(row.get("ignore") or 0)}
+def _annotation(row: Mapping[str, Any], image: Mapping[str, Any], settings: ApSettings) -> dict[str, Any]:
+    """What the evaluators read of an annotation; area and box are those of the mask where there is one and they are not."""
+    annotation: dict[str, Any] = {"category_id": row["category_id"]}
+    annotation |= {key: int(row.get(key) or 0) for key in ("iscrowd", "ignore")}
     outline, box, area = row.get("segmentation") or None, row.get("bbox"), row.get("area")
     if outline is not None and (settings.iou_type in ("segm", "boundary") or area is None or box is None):
-        outline = annotation["segmentation"] = _compressed(outline, sizes[image])
+        outline = annotation["segmentation"] = _compressed(outline, image)
         area = float(hotcoco.mask.area(outline)) if area is None else area
         box = hotcoco.mask.to_bbox(outline).tolist() if box is None else box
     if (points := row.get("keypoints")) is not None and settings.iou_type == "keypoints":
-        annotation |= {"keypoints": list(points), "num_keypoints": row.get("num_keypoints", sum(v > 0 for v in points[2::3]))}
+        labelled = row.get("num_keypoints")
+        annotation["keypoints"] = list(points)
+        annotation["num_keypoints"] = sum(v > 0 for v in points[2::3]) if labelled is None else labelled
         box = _extent(points) if box is None else box
     assert box is not None  # some shape is there: it was checked
     return annotation | {"bbox": list(box), "area": float(box[2] * box[3]) if area is None else area}
@@ -224,21 +215,29 @@ def _extent(points: Sequence[float]) -> list[float]:
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
-def _detection(row: Mapping[str, Any], place: Mapping[Any, int], sizes: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
-    image = place[row["image_id"]]
-    detection: dict[str, Any] = {"image_id": image, "category_id": row["category_id"], "score": float(row["score"])}
-    detection |= {key: row[key] for key in ("bbox", "keypoints") if row.get(key) is not None}
-    if outline := row.get("segmentation"):
-        detection["segmentation"] = _compressed(outline, sizes[image])
-    return detection
+def _prepared_detections(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[int | str], images: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    place = {name: index for index, name in enumerate(names)}
+    prepared = []
+    for index, row in enumerate(rows):
+        image = images[place[row["image_id"]]]
+        detection = {"image_id": image["id"], "category_id": row["category_id"], "score": float(row["score"])}
+        detection |= {key: list(row[key]) for key in ("bbox", "keypoints") if row.get(key) is not None}
+        if outline := row.get("segmentation"):
+            with _naming(f"detection {index}"):
+                detection["segmentation"] = _compressed(outline, image)
+        prepared.append(detection)
+    return prepared
 
 
-def _compressed(outline: Any, size: tuple[int, int]) -> Any:
+def _compressed(outline: Any, image: Mapping[str, Any]) -> dict[str, Any]:
     """COCO's compressed run lengths of polygons, of uncompressed run lengths, or of run lengths that are compressed already."""
+    size = image["height"], image["width"]
     if isinstance(outline, list | tuple):
         if min(size) <= 0:
-            raise DataError("an image has polygons, but no height and width in pixels; add them to 'images'")
-        return hotcoco.mask.merge(hotcoco.mask.fr_py_objects([list(p) for p in outline], *size))
+            raise DataError("is polygons, but its image has no height and width in pixels; add them to 'images'")
+        return hotcoco.mask.merge(hotcoco.mask.fr_py_objects([list(polygon) for polygon in outline], *size))
     if isinstance(outline["counts"], list):
         return hotcoco.mask.fr_py_objects(outline, *outline["size"])
     return {"size": list(outline["size"]), "counts": outline["counts"]}
