@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from delineate.data.dataset import Dataset, Instance, LabelMap, Record
 from delineate.data.decode import image_size, images_in, is_image, missing, page_count
 from delineate.data.formats.classes import find_class_file, read_class_file
+from delineate.data.formats.coco_rows import detection_fault
 from delineate.data.formats.names import flat_names, shortest_names
 from delineate.data.formats.problems import Problems, read_json
 from delineate.data.formats.survey import Page, infer_classes, looks_like_instances, survey_values
@@ -36,12 +38,7 @@ def read_labelling(dataset: Dataset, record: Record, image: Path, size: tuple[in
     `DataError` where sizes differ or a value is no class.
     """
     if record.instances is not None:
-        try:
-            return _paint(record, size, threshold)
-        except DataError as error:
-            if dataset.format != RESULTS:
-                raise
-            raise DataError(f"{dataset.root}: detection of {error}") from error
+        return _paint(record, size, threshold)
     if record.label_map is None:
         raise DataError(f"{image}: has no labels in {dataset.root}; add them or leave the picture out")
     if record.label_map.kind == "semantic":
@@ -141,10 +138,9 @@ def _read_results(path: Path, content: list[dict], truth: Dataset) -> Dataset:
     categories = truth.extra["categories"]
     sizes = [(record.image_id, *(record.size or (None, None))) for record in truth.records]
     images = [{"id": image_id, "height": height, "width": width} for image_id, height, width in sizes]
-    if strange := [n for n, detection in enumerate(content) if not isinstance(detection, dict)]:
-        raise DataError(
-            f"{path}: detection {strange[0]} is {content[strange[0]]!r:.60}, expected image_id, score ... in braces"
-        )
+    for number, detection in enumerate(content):
+        if (fault := detection_fault(detection)) is not None:
+            raise DataError(f"{path}: detection {number} {fault}")
     try:
         check_detections({"images": images, "categories": categories}, content)
     except DataError as error:
@@ -346,7 +342,25 @@ def has_truth(record: Record) -> bool:
 
 def truth_size(record: Record) -> tuple[int, int]:
     """Height and width of a picture, as stated or as its file has it."""
-    return record.size or image_size(record.image, record.frame)
+    if record.size is not None:
+        return record.size
+    try:
+        return image_size(record.image, record.frame)
+    except DataError as error:
+        if record.instances is None:
+            raise
+        raise DataError(f"{error}; nor do the annotations state its height and width") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the name of the file that the user gave before an error that does not name it."""
+    try:
+        yield
+    except DataError as error:
+        if str(path) in str(error):
+            raise
+        raise DataError(f"{path}: {error}") from error
 
 
 def _some(names: Iterable[str], count: int = 4) -> str:

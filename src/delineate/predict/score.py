@@ -28,6 +28,7 @@ from delineate.predict.reading import (
     Pairs,
     align_classes,
     is_panoptic_file,
+    naming,
     open_predictions,
     open_truth,
     pair_records,
@@ -110,7 +111,8 @@ def _measure(predictions: Path, truth: Path, options: ScoreOptions) -> _Measured
     predicted = open_predictions(predictions, opened, options.get("objects", "auto"))
     pairs = pair_records(predicted, opened)
     lookup, note = align_classes(predicted.semantic_classes, opened.semantic_classes, str(predictions))
-    detections = coco_pair(opened, predicted, pairs, lookup, predictions)
+    with naming(truth):
+        detections = coco_pair(opened, predicted, pairs, lookup, predictions)
     reason = _no_pixels(opened, pairs)
     if reason and not detections:
         raise DataError(f"{predictions}: {reason}, and no scores; give outlines or label pictures")
@@ -120,7 +122,7 @@ def _measure(predictions: Path, truth: Path, options: ScoreOptions) -> _Measured
         evaluator.notes.append(f"{reason}, so there are no numbers of pixels")
         evaluator.images += [ImageScore(record.name, str(record.image), {}) for record in pairs.truths]
     else:
-        _add_pictures(evaluator, opened, predicted, pairs, lookup, options)
+        _add_pictures(evaluator, opened, predicted, pairs, lookup, options, (truth, predictions))
     if detections:
         _add_detections(evaluator, detections, options)
     elif options.get("iou_types") or options.get("errors"):
@@ -160,7 +162,13 @@ def _evaluator(truth: Dataset, options: ScoreOptions) -> Evaluator:
 
 
 def _add_pictures(
-    evaluator: Evaluator, truth: Dataset, predicted: Dataset, pairs: Pairs, lookup: np.ndarray, options: ScoreOptions
+    evaluator: Evaluator,
+    truth: Dataset,
+    predicted: Dataset,
+    pairs: Pairs,
+    lookup: np.ndarray,
+    options: ScoreOptions,
+    paths: tuple[Path, Path],
 ) -> None:
     objects, ignore = options.get("objects", "auto"), options.get("ignore", IGNORE)
     scored = any("score" in i.extra for r in pairs.predictions for i in r.instances or ())
@@ -168,9 +176,11 @@ def _add_pictures(
     if threshold:
         evaluator.notes.append(f"objects with a score below {threshold:g} are left out, except in COCO's numbers")
     for prediction, record in zip(pairs.predictions, pairs.truths, strict=True):
-        size = truth_size(record)
-        wanted = read_labelling(truth, record, record.image, size)
-        found = _translated(read_labelling(predicted, prediction, record.image, size, threshold), lookup)
+        with naming(paths[0]):
+            size = truth_size(record)
+            wanted = read_labelling(truth, record, record.image, size)
+        with naming(paths[1]):
+            found = _translated(read_labelling(predicted, prediction, record.image, size, threshold), lookup)
         if ignore != IGNORE:
             wanted = replace(wanted, semantic=np.where(wanted.semantic == ignore, IGNORE, wanted.semantic))
         if evaluator.objects:

@@ -5,7 +5,6 @@ What is missing is for the reader to judge.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +54,19 @@ def _category_fault(category: dict[str, Any]) -> str | None:
     return None
 
 
+def detection_fault(detection: Any) -> str | None:
+    """What is wrong with the types of an entry in COCO's list of results; None where nothing is.
+
+    >>> detection_fault({"image_id": 1, "category_id": [2]})
+    'has the category_id [2]; expected a number'
+    """
+    if not isinstance(detection, dict):
+        return f"is {detection!r:.60}; expected an object in braces"
+    if isinstance(score := detection.get("score"), int) and not _is_number(score):
+        return f"has the score {score!r:.60}; expected a finite number"
+    return _annotation_fault(detection)
+
+
 def _annotation_fault(annotation: dict[str, Any]) -> str | None:
     for key in ("id", "image_id", "category_id"):
         if not (annotation.get(key) is None or _is_id(annotation[key])):
@@ -89,12 +101,16 @@ _FAULTS: dict[str, Callable[[dict[str, Any]], str | None]] = {
 }
 
 
+_BEYOND = 1e15
+"""No picture is as large, and a float holds every whole number below."""
+
+
 def _is_id(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _BEYOND  # NaN is not below either
 
 
 def _are_numbers(values: Any) -> bool:
