@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from delineate.data.dataset import Dataset, Instance, LabelMap, Record
 from delineate.data.decode import image_size, images_in, is_image, missing, page_count
 from delineate.data.formats.classes import find_class_file, read_class_file
-from delineate.data.formats.coco_rows import detection_fault
+from delineate.data.formats.coco_rows import record_fault
 from delineate.data.formats.names import flat_names, shortest_names
 from delineate.data.formats.problems import Problems, read_json
 from delineate.data.formats.survey import Page, infer_classes, looks_like_instances, survey_values
@@ -139,7 +139,7 @@ def _read_results(path: Path, content: list[dict], truth: Dataset) -> Dataset:
     sizes = [(record.image_id, *(record.size or (None, None))) for record in truth.records]
     images = [{"id": image_id, "height": height, "width": width} for image_id, height, width in sizes]
     for number, detection in enumerate(content):
-        if (fault := detection_fault(detection)) is not None:
+        if (fault := record_fault(detection)) is not None:
             raise DataError(f"{path}: detection {number} {fault}")
     try:
         check_detections({"images": images, "categories": categories}, content)

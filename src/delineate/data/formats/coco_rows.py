@@ -54,17 +54,17 @@ def _category_fault(category: dict[str, Any]) -> str | None:
     return None
 
 
-def detection_fault(detection: Any) -> str | None:
-    """What is wrong with the types of an entry in COCO's list of results; None where nothing is.
+def record_fault(record: Any) -> str | None:
+    """What is wrong with the types of an annotation, a detection or a segment; None where nothing is.
 
-    >>> detection_fault({"image_id": 1, "category_id": [2]})
+    >>> record_fault({"image_id": 1, "category_id": [2]})
     'has the category_id [2]; expected a number'
     """
-    if not isinstance(detection, dict):
-        return f"is {detection!r:.60}; expected an object in braces"
-    if isinstance(score := detection.get("score"), int) and not _is_number(score):
+    if not isinstance(record, dict):
+        return f"is {record!r:.60}; expected an object in braces"
+    if isinstance(score := record.get("score"), int) and not _is_number(score):
         return f"has the score {score!r:.60}; expected a finite number"
-    return _annotation_fault(detection)
+    return _annotation_fault(record)
 
 
 def _annotation_fault(annotation: dict[str, Any]) -> str | None:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delineate.data.decode import decode_labels
-from delineate.data.formats.problems import read_json
+from delineate.data.formats.coco_rows import record_fault, sound_rows
+from delineate.data.formats.problems import Problems, read_json
 from delineate.data.panoptic import PanopticMap
 from delineate.errors import DataError
 
@@ -74,6 +75,7 @@ def read_panoptic(path: str | Path, folder: str | Path | None = None, truth: Pan
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
         raise DataError(f"{path}: has no list 'annotations'; expected COCO's panoptic JSON")
+    content = sound_rows(path, content, Problems())
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder; expected the PNGs of {path.name}, name their folder if it is another")
     ids, classes, things = (truth.category_ids, truth.classes, truth.things) if truth else _categories(path, content)
@@ -105,7 +107,13 @@ def _record(path: Path, folder: Path, number: int, annotation: Any, index: dict[
         raise DataError(f"{path}: annotation {number} has no '{lacking[0]}'; is it a panoptic file?")
     where = f"{path}: picture {annotation['image_id']!r}"
     segments = annotation["segments_info"]
+    if not isinstance(annotation["file_name"], str):
+        raise DataError(f"{where}: has the file_name {annotation['file_name']!r:.60}; expected the name of its PNG")
+    if not isinstance(segments, list):
+        raise DataError(f"{where}: has the segments_info {segments!r:.60}; expected a list of segments")
     for segment in segments:
+        if (fault := record_fault(segment)) is not None:
+            raise DataError(f"{where}: a segment {fault}")
         if not isinstance(segment.get("id"), int) or not 0 < segment["id"] < _IDS:
             raise DataError(f"{where}: a segment has the id {segment.get('id')!r}; ids are 1 to {_IDS - 1}, and 0 is void")
         if segment.get("category_id") not in index:
