@@ -30,10 +30,12 @@ from delineate.ops.rle import (
     rle_iou,
     rle_runs,
 )
+from delineate.ops.roi import assign_levels, multilevel_roi_align, roi_align, roi_pool, roi_warp
 
 __all__ = [
     "Kept",
     "Keypoints",
+    "assign_levels",
     "batched_nms",
     "box_area",
     "box_iou",
@@ -55,6 +57,7 @@ __all__ = [
     "large_boxes",
     "mask_to_polygons",
     "merge_rle",
+    "multilevel_roi_align",
     "nms",
     "nms_fixed",
     "paste_masks",
@@ -65,4 +68,7 @@ __all__ = [
     "rle_iou",
     "rle_polygons",
     "rle_runs",
+    "roi_align",
+    "roi_pool",
+    "roi_warp",
 ]

@@ -100,7 +100,8 @@ def roi_warp(
     """
     rois = _rois(boxes, [input])
     start = round_half_away(rois[:, 1:3] * spatial_scale)
-    end = torch.maximum(round_half_away(rois[:, 3:5] * spatial_scale) + 1, start + 1)
+    end = round_half_away(rois[:, 3:5] * spatial_scale) + 1
+    end = torch.where(end.isfinite(), torch.maximum(end, start + 1), end)
     rule = _rule(output_size, False, sampling_ratio, True, mode)
     return _pool([input], torch.cat([rois[:, :1], start, end], dim=1), None, [1.0], rule, checked)
 
@@ -217,6 +218,7 @@ def pool_regions(
 ) -> Tensor:
     rule = Rule(height, width, quantized, sampling_ratio, aligned, mode)  # type: ignore[arg-type]
     _check_rois(rois, maps[0].shape[0], checked)
+    rois = _without_infinite(rois)
     result = _empty_result(maps, rois, rule)
     if kernels := _gpu_kernels(maps):
         return kernels.pool(maps, rois, levels, scales, rule, result)
@@ -243,6 +245,7 @@ def pool_regions_backward(
     mode: str,
 ) -> list[Tensor]:
     rule = Rule(height, width, quantized, sampling_ratio, aligned, mode)  # type: ignore[arg-type]
+    rois = _without_infinite(rois)
     results = _empty_gradients(maps)
     if kernels := _gpu_kernels(maps):
         return kernels.pool_backward(grad, maps, rois, levels, scales, rule, results)
@@ -303,6 +306,12 @@ def _check_rois(rois: Tensor, images: int, checked: bool) -> None:
             raise ValueError(f"box {row} is {rois[row, 1:].tolist()}: coordinates must be finite")
 
 
+def _without_infinite(rois: Tensor) -> Tensor:
+    """Boxes with a coordinate that is not finite, as boxes of NaN: those have no points."""
+    boxes = torch.where(rois.isfinite().all(dim=1, keepdim=True), rois[:, 1:], torch.nan)
+    return torch.cat([rois[:, :1], boxes], dim=1)
+
+
 def _channels_last(features: Tensor) -> bool:
     return features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
 
@@ -359,8 +368,10 @@ def _differentiate_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, 
     directions = [torch.zeros_like(m) if g is None else g for g, m in zip(grads, maps, strict=True)]
     rule = Rule(*ctx.rule)
     if rule.mode == "mean":
-        return pool_regions(directions, rois, levels, ctx.scales, *rule, False), *[None] * 10
-    return pool_reference(directions, rois, levels, ctx.scales, rule, selectors=maps), *[None] * 10
+        adjoint = pool_regions(directions, rois, levels, ctx.scales, *rule, False)
+    else:
+        adjoint = pool_reference(directions, rois, levels, ctx.scales, rule, selectors=maps)
+    return adjoint, [None] * len(maps), *[None] * 9
 
 
 pool_regions.register_autograd(_differentiate, setup_context=_keep)
