@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from delineate.data import make_blobs_dataset, open_dataset
+from delineate.data import make_blobs_dataset, open_dataset, write_dataset
 from delineate.errors import ConfigError, DataError
 from delineate.metrics.evaluation import Evaluation
 from delineate.predict import Predictor
@@ -131,6 +131,27 @@ def test_evaluating_equals_predicting_and_scoring(tmp_path: Path) -> None:
     assert from_pngs.summary == direct.summary
     assert from_pngs.intervals == direct.intervals
     assert from_pngs.per_class == direct.per_class
+
+
+def test_coco_numbers_straight_from_results(tmp_path: Path) -> None:
+    """The same numbers and intervals as through a JSON file of the results."""
+    data = make_blobs_dataset(tmp_path / "data", 3, 64, kind="instance")
+    dataset = open_dataset(data)
+    predictor = Predictor(bright_is_object(), device="cpu", precision="fp32", min_area=20)
+    with ResultsWriter(tmp_path / "out", ("coco",)) as writer:
+        for record in dataset.records:
+            writer.add(predictor(record.image))
+    write_dataset(dataset, tmp_path / "coco", "coco")
+    direct = evaluate(predictor, dataset, dataset.records, split="all", iou_types=["segm", "bbox"], surface=2.0)
+    found = score(tmp_path / "out" / "coco.json", tmp_path / "coco", ci=True, surface=2.0)
+    for name in ("segm/AP", "segm/AP50", "bbox/AP", "bbox/AR100"):
+        assert direct.summary[name] == pytest.approx(found.summary[name], abs=1e-12), name
+        assert (direct.intervals or {})[name] == pytest.approx((found.intervals or {})[name], abs=1e-12)
+    assert 0 < direct.summary["segm/AP"] < 1
+    assert "hd95/object" in direct.summary
+    with pytest.raises(ConfigError, match="iou_types"):
+        without = Predictor(bright_is_object(), device="cpu", precision="fp32", objects="none")
+        evaluate(without, dataset, dataset.records, split="all", iou_types=["segm"])
 
 
 @pytest.mark.parametrize("format", ["coco", "yolo", "labelme"])

@@ -91,7 +91,7 @@ IouTypes = Annotated[
     list[Literal["bbox", "segm", "boundary", "keypoints"]] | None,
     Parameter(
         name="--iou-type",
-        help="COCO's numbers of these alone. Default: all that both sides have. Repeatable.",
+        help="COCO's numbers of these. Default: in score all that both sides have, in eval none. Repeatable.",
         negative="",
         consume_multiple=False,
         group=measures,
@@ -388,6 +388,7 @@ def evaluate_(
     spacing: Spacing = None,
     cldice: ClDice = None,
     em: EmScores = False,
+    iou_types: IouTypes = None,
     confidence: Confidence = None,
     resamples: Resamples = None,
     seed: BootstrapSeed = None,
@@ -419,7 +420,9 @@ def evaluate_(
     records = dataset.records if split == "all" else dataset.splits[split]
     intervals = _resampling(confidence, resamples, seed)
     families = _families(preset, boundary, surface, spacing, cldice, em)
-    evaluation = evaluate(predictor, dataset, records, split=split, previews=out, intervals=intervals, **families)
+    evaluation = evaluate(
+        predictor, dataset, records, split=split, previews=out, intervals=intervals, iou_types=iou_types or (), **families
+    )
     _show(evaluation.to_json(), json, None if quiet else evaluation.print)
     if per_image is not None:
         evaluation.write_csv(per_image)

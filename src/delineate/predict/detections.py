@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delineate.data.dataset import Dataset, Instance, Record
+from delineate.data.objects import record_objects
+from delineate.data.raster import rle_box, segmentation_rle
 from delineate.errors import ConfigError, DataError
-from delineate.metrics.average_precision import ApSettings, IouType
+from delineate.metrics.average_precision import ApSettings, Curves, IouType
 from delineate.metrics.backends import BackendName
 from delineate.metrics.bootstrap import Draws
 from delineate.metrics.coco import coco_curves, coco_matches
+from delineate.metrics.detection import DetectionScores, FoundObjects, TrueObjects
 from delineate.metrics.detection_errors import DetectionErrors, detection_errors
+from delineate.metrics.matches import Matches
 from delineate.predict.reading import RESULTS, Pairs, truth_size
+from delineate.predict.results import Results
 
 
 class DetectionOptions(TypedDict, total=False):
@@ -137,21 +142,75 @@ class CocoNumbers:
             curves = coco_curves(pair.truth, pair.detections, self.settings, backend=self.backend)
         except DataError as error:
             raise DataError(f"{pair.path}: {error}") from error
-        self.summary = self._named(curves.summary())
-        self.per_class = [{"name": row["name"]} | self._named(_without_names(row)) for row in curves.per_class()]
+        self.summary = _named(iou_type, curves.summary())
+        self.per_class = _class_rows(iou_type, curves)
 
     def scores(self, draws: Draws) -> dict[str, NDArray[np.float64]]:
         """Scores of the pictures, drawn as often as `draws` (R, N) says; NaN where COCO says -1."""
-        place = {image: n for n, image in enumerate(self.pair.images)}
-        return self._named(self._matches.scores(draws[:, [place[image] for image in self._matches.images]]))
+        return _named(self.iou_type, self._matches.scores(_in_order(draws, self.pair.images, self._matches.images)))
 
     @cached_property
-    def _matches(self) -> Any:
+    def _matches(self) -> Matches:
         """What each picture adds: only intervals and comparisons need it."""
         return coco_matches(self.pair.truth, self.pair.detections, self.settings, backend=self.backend)
 
-    def _named(self, numbers: dict[str, Any]) -> dict[str, Any]:
-        return {f"{self.iou_type}/{name}": value for name, value in numbers.items()}
+
+class ResultsNumbers:
+    """COCO's numbers of one kind of IoU, gathered from `Results` as they come, without JSON."""
+
+    def __init__(self, dataset: Dataset, iou_type: IouType) -> None:
+        self.dataset, self.iou_type = dataset, iou_type
+        self._scores = DetectionScores(dataset.semantic_classes, iou_type)
+        self._pictures: list[str] = []
+
+    def update(self, record: Record, results: Results, lookup: NDArray[Any]) -> None:
+        """Add what was found in a picture; `lookup`: the data's id of each class of the network."""
+        labels = lookup[results.labels.numpy()]
+        found = FoundObjects(results.scores, labels, results.boxes, results.masks, results.keypoints)
+        self._scores.update(record.name, found, _true_objects(self.dataset, record))
+        self._pictures.append(record.name)
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """COCO's numbers under their names."""
+        return _named(self.iou_type, self._scores.summary())
+
+    @property
+    def per_class(self) -> list[dict[str, Any]]:
+        """A row for each class with true objects."""
+        return _class_rows(self.iou_type, self._scores.curves())
+
+    def scores(self, draws: Draws) -> dict[str, NDArray[np.float64]]:
+        """Scores of the pictures, drawn as often as `draws` (R, N) says; NaN where COCO says -1."""
+        matches = self._scores.matches()
+        return _named(self.iou_type, matches.scores(_in_order(draws, self._pictures, matches.images)))
+
+
+def _true_objects(dataset: Dataset, record: Record) -> TrueObjects:
+    size, objects = truth_size(record), record_objects(dataset, record) or ()
+    codes = [None if o.segmentation is None else segmentation_rle(o.segmentation, size) for o in objects]
+    boxes = [o.box if o.box is not None or code is None else rle_box(code) for o, code in zip(objects, codes, strict=True)]
+    return TrueObjects(
+        labels=np.array([o.label + 1 for o in objects], np.int64),
+        boxes=None if None in boxes else np.array(boxes, np.float64).reshape(-1, 4),
+        masks=None if None in codes else codes,
+        crowd=np.array([o.crowd for o in objects], bool),
+        areas=None if any(o.area is None for o in objects) else np.array([o.area for o in objects], np.float64),
+    )
+
+
+def _named(iou_type: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{iou_type}/{name}": value for name, value in numbers.items()}
+
+
+def _class_rows(iou_type: str, curves: Curves) -> list[dict[str, Any]]:
+    return [{"name": row["name"]} | _named(iou_type, _without_names(row)) for row in curves.per_class()]
+
+
+def _in_order(draws: Draws, pictures: Sequence[Any], images: Sequence[Any]) -> Draws:
+    """The columns of `draws`, which are of `pictures`, in the order of `images`."""
+    place = {picture: n for n, picture in enumerate(pictures)}
+    return draws[:, [place[image] for image in images]]
 
 
 def _without_names(row: dict[str, Any]) -> dict[str, Any]:

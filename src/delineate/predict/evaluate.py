@@ -19,10 +19,12 @@ from delineate.data.load import load_sample
 from delineate.data.targets import make_targets
 from delineate.errors import ConfigError, DataError
 from delineate.files import atomic_path, make_folder
+from delineate.metrics.average_precision import IouType
 from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Resampling
 from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore
 from delineate.metrics.families import Families, make_measures
 from delineate.metrics.measures import Labelling
+from delineate.predict.detections import ResultsNumbers
 from delineate.predict.predictor import Predictor
 from delineate.predict.reading import align_classes, has_truth, read_labelling, truth_size
 from delineate.predict.results import Results
@@ -39,14 +41,16 @@ def evaluate(
     split: str,
     previews: Path | None = None,
     intervals: Resampling | None = DEFAULT_RESAMPLING,
+    iou_types: Sequence[IouType] = (),
     **families: Unpack[Families],
 ) -> Evaluation:
     """Predict `records` of `dataset` and measure the predictions against their truth.
 
-    Numbers of pixels; for data of objects, where the network tells objects apart, also those of objects at fixed IoU; those
-    of the `families` asked for; bootstrap intervals over pictures unless `intervals` is None. `previews`: a folder for
-    drawings of truth, prediction and errors of the worst, the best and some other pictures. Pictures without a truth are left
-    out, with a note. Raises `DataError` where nothing is left, and where the classes of network and data differ.
+    Numbers of pixels; for data of objects, where the network tells objects apart, also those of objects at fixed IoU, and
+    COCO's of each of `iou_types`; those of the `families` asked for; bootstrap intervals over pictures unless `intervals` is
+    None. `previews`: a folder for drawings of truth, prediction and errors of the worst, the best and some other pictures.
+    Pictures without a truth are left out, with a note. Raises `DataError` where nothing is left, and where the classes of
+    network and data differ.
     """
     known = [record for record in records if has_truth(record)]
     if not known:
@@ -62,8 +66,16 @@ def evaluate(
     evaluator.notes += task.notes
     if len(known) < len(records):
         evaluator.notes.append(f"{len(records) - len(known)} of {len(records)} pictures have no truth and are left out")
+    if iou_types and not task.objects:
+        raise ConfigError(f"iou_types: COCO's numbers are of objects, which the network or {dataset.root} has not")
+    detections = [ResultsNumbers(dataset, iou_type) for iou_type in iou_types]
     for record in known:
-        evaluator.add(record.name, task.prediction(record), task.truth(record), str(record.image))
+        results = task.results(record)
+        evaluator.add(record.name, task.prediction(results), task.truth(record), str(record.image))
+        for numbers in detections:
+            numbers.update(record, results, task.lookup)
+    for numbers in detections:
+        evaluator.include(numbers)
     evaluation = evaluator.finish(split, intervals=intervals)
     if previews is None:
         return evaluation
@@ -85,8 +97,7 @@ class _Task:
     def results(self, record: Record) -> Results:
         return self.predictor.predict(record.image, frame=record.frame, name=record.name)
 
-    def prediction(self, record: Record) -> Labelling:
-        results = self.results(record)
+    def prediction(self, results: Results) -> Labelling:
         if self.multilabel:
             assert results.multilabel is not None
             return Labelling(results.multilabel.numpy())
