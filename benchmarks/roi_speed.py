@@ -3,9 +3,9 @@
     python benchmarks/roi_speed.py --threads 2
 
 1000 boxes, 7 x 7 bins of 2 x 2 points, 256 channels, the four levels of a picture of 800 x 1216 pixels. Sizes of boxes are
-spread evenly over their logarithm, from 16 to 600 pixels. torchvision runs as its users run it: planes, which is the only layout
-that it computes in, and float32, to which autocast converts bfloat16 there. Ours runs in the layout and type that the maps have;
-both layouts are timed. All take turns, medians are compared, and the results are checked to be equal. The numbers go to
+spread evenly over their logarithm, from 16 to 600 pixels. torchvision runs as its users run it: on planes, the only layout that
+it computes in, and in float32, to which autocast converts bfloat16 there. Ours runs in the layout and type that the maps have,
+and both layouts are timed. All take turns, medians are compared, and the results are checked to be equal. The numbers go to
 benchmarks/results/roi_speed.json.
 """
 
