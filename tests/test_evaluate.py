@@ -149,8 +149,8 @@ def test_coco_numbers_straight_from_results(tmp_path: Path) -> None:
         assert (direct.intervals or {})[name] == pytest.approx((found.intervals or {})[name], abs=1e-12)
     assert 0 < direct.summary["segm/AP"] < 1
     assert "hd95/object" in direct.summary
+    without = Predictor(bright_is_object(), device="cpu", precision="fp32", objects="none")
     with pytest.raises(ConfigError, match="iou_types"):
-        without = Predictor(bright_is_object(), device="cpu", precision="fp32", objects="none")
         evaluate(without, dataset, dataset.records, split="all", iou_types=["segm"])
 
 
