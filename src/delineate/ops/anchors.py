@@ -18,9 +18,9 @@ def cell_anchors(
 ) -> Tensor:
     """Return the anchors of one cell, around (0, 0): (sizes * ratios, 4) float32 xyxy.
 
-    A size is the square root of the area in pixels, a ratio is height / width. The sources differ, and imported weights need the
-    right values: torchvision has `rounded` corners (a half to the even number); Detectron2 is `size_major`, with all ratios of
-    the first size first; MMDetection is neither.
+    A size is the square root of the area in pixels, a ratio is height / width. The sources differ, and imported weights need
+    the right values: torchvision has `rounded` corners (a half to the even number); Detectron2 is `size_major`, with all ratios
+    of the first size first; MMDetection is neither.
 
     >>> cell_anchors([32], [0.5], rounded=True)
     tensor([[-23., -11.,  23.,  11.]])
