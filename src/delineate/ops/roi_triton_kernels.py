@@ -94,9 +94,9 @@ def _points(index, axis, rule: tl.constexpr):
         corner = start + index * bin_size
         step = tl.div_rn(bin_size, tl.maximum(count, 1.0))
         usable = (count > 0) & _is_finite(corner)
-        first = tl.where(usable, tl.floor((-1.0 - corner) / step) - 2.0, 0.0)
+        first = tl.where(usable, tl.floor(tl.div_rn(-1.0 - corner, step)) - 2.0, 0.0)
         first = tl.minimum(tl.maximum(first, 0.0), count)
-        last = tl.where(usable, tl.ceil((length - corner) / step) + 2.0, 0.0)
+        last = tl.where(usable, tl.ceil(tl.div_rn(length - corner, step)) + 2.0, 0.0)
         last = tl.minimum(tl.maximum(last, first), count)
     return first.to(tl.int32), (last - first).to(tl.int32), count
 
