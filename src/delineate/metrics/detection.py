@@ -141,13 +141,12 @@ class DetectionScores:
         return self.matches().scores(draws)
 
     def _matched(self, image: ImageId, found: Any, truth: TrueObjects) -> Matches:
-        sides = [_records(image, side, self.settings.iou_type) for side in (found, truth)]
-        detections, annotations = sides
+        detections, annotations = (_records(image, side, self.settings.iou_type) for side in (found, truth))
         _add(detections, "score", found.scores)
-        _add(annotations, "iscrowd", None if truth.crowd is None else np.asarray(truth.crowd).astype(int))
+        _add(annotations, "iscrowd", None if truth.crowd is None else _array(truth.crowd).astype(int))
         _add(annotations, "area", truth.areas)
-        size = next((r["segmentation"]["size"] for side in sides for r in side if "segmentation" in r), (None, None))
-        labels = {r["category_id"] for side in sides for r in side}
+        size = next((r["segmentation"]["size"] for r in (*annotations, *detections) if "segmentation" in r), (None, None))
+        labels = {r["category_id"] for r in (*annotations, *detections)}
         categories = [{"id": c.id, "name": c.name, "frequency": c.frequency} for c in self.categories if c.id in labels]
         if strange := labels - {c["id"] for c in categories}:
             raise DataError(f"label {min(strange)}: there are {len(self.categories)} classes, from 0")
