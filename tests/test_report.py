@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from delineate.config import TrainConfig, dump_config
 from delineate.data.synthetic import blobs
 from delineate.errors import DataError
 from delineate.files import write_json, write_text
+from delineate.metrics import ConfusionMatrix
 from delineate.report import write_report
 from delineate.report.overlay import draw_errors, draw_semantic, side_by_side
 from delineate.report.plots import plot_confusion, plot_losses, to_svg
@@ -98,6 +100,7 @@ def write_evaluation(folder: Path, pictures: int, classes: tuple[str, ...]) -> N
         "summary": summary | {f"iou/{name}": float(value) for name, value in zip(classes, iou, strict=True)},
         "per_class": per_class,
         "confusion": confusion.tolist(),
+        "confusions": ConfusionMatrix.from_counts(confusion).confusions(classes),
         "images": [_picture(folder, number) for number in range(pictures)],
         "objects": {"ap": 0.712, "ap50": 0.91, "ap55": 0.905, "f1_50": 0.92, "mean_matched_iou_50": 0.87, "truth_objects": 60},
         "intervals": {"mean_iou": [0.79, 0.86], "mean_dice": [0.91, 0.95], "objects/f1_50": [0.88, 0.94]},
@@ -168,6 +171,8 @@ def test_numbers_of_the_files_are_on_the_page(whole: Path) -> None:
     counts = np.array(evaluation["confusion"])
     for share in (counts / counts.sum(1, keepdims=True)).ravel():
         assert f"{100 * share:.1f} %" in text
+    worst = evaluation["confusions"][0]
+    assert f"{html.escape(worst['truth'])} taken for {html.escape(worst['prediction'])}" in text
     assert "9.7 pictures a second" in text
     assert "812 MB" in text
     assert "5 min 40 s" in text

@@ -60,7 +60,7 @@ def comparison_table(comparison: ComparedScores) -> Group:
         if name.startswith("dice/") or _left_out(name, comparison.classes):
             continue
         better = "–" if math.isnan(score.better) else f"{score.better:.1%}"
-        numbers = _show(score.a), _show(score.b), _show(score.difference, "+"), _interval(score.low, score.high), better
+        numbers = _show(score.a), _show(score.b), _show(score.difference, "+"), _interval(score.low, score.high, 3), better
         table.add_row(name, *numbers, style="bold" if score.decided else None)
     names = Text(f"A: {comparison.a}\nB: {comparison.b}")
     return Group(names, table, *(Text(f"note: {note}", style="dim") for note in comparison.notes))
@@ -71,8 +71,8 @@ def _left_out(name: str, classes: Sequence[str]) -> bool:
     return name in _LEFT_OUT or (len(classes) > _MOST_COMPARED and any(name.endswith(f"/{c}") for c in classes))
 
 
-def _interval(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
+def _interval(low: float, high: float, digits: int = 4) -> str:
+    return "" if math.isnan(low) else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 _CLASS_COLUMNS = {

@@ -24,6 +24,7 @@ from delineate.report.reading import RunFiles, read_run
 from delineate.report.settings import describe_settings
 
 _PICTURES = 3  # best and worst each
+_CONFUSIONS = 3  # the most frequent ones, in words
 _WIDEST_TABLE = 12  # classes; more are drawn as a plot
 
 
@@ -125,7 +126,8 @@ def _confusion(files: RunFiles, classes: list[str]) -> dict[str, Any] | None:
         total = sum(row)
         cells = [{"share": value / total if total else 0.0, "count": value} for value in row]
         rows.append({"name": name, "total": total, "cells": cells})
-    return {"classes": classes, "rows": rows, "plot": plot if len(classes) > _WIDEST_TABLE else None}
+    frequent = (files.evaluation.get("confusions") or [])[:_CONFUSIONS] if len(classes) > 2 else []
+    return {"classes": classes, "rows": rows, "frequent": frequent, "plot": plot if len(classes) > _WIDEST_TABLE else None}
 
 
 def _per_class(evaluation: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]:
