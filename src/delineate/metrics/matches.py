@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delineate.errors import DataError
-from delineate.metrics.average_precision import ANY_CATEGORY, ApSettings, Category, Curves, Number, summary_numbers
+from delineate.metrics.average_precision import ANY_CATEGORY, ApSettings, Category, Curves
 from delineate.metrics.bootstrap import Draws
-from delineate.metrics.overlap import nan_mean, ratio
+from delineate.metrics.drawn_precision import EPSILON, drawn_scores
 
 ImageId = int | str
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-_EPSILON = float(np.spacing(1))  # pycocotools adds it to every denominator of a precision
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,9 +101,9 @@ class Matches:
         precision, scores = np.full(shape, -1.0), np.full(shape, -1.0)
         recall = np.full((thresholds, *shape[2:]), -1.0)
         positives = self._positives()
-        for k, rows in enumerate(self._rows()):
+        for k, rows in enumerate(self.rows()):
             for m, limit in enumerate(s.max_detections):
-                ranked = self._ranked(rows, limit)
+                ranked = self.ranked(rows, limit)
                 for a in np.flatnonzero(positives[k]):
                     curve = _curve(self, ranked, int(a), int(positives[k, a]))
                     precision[:, :, k, a, m], recall[:, k, a, m], scores[:, :, k, a, m] = curve
@@ -113,31 +112,10 @@ class Matches:
     def scores(self, draws: Draws) -> dict[str, NDArray[np.float64]]:
         """Return the numbers of `Curves.summary` of each draw of the pictures, (R,) by name; NaN where nothing counts.
 
-        `draws` (R, I): how often each picture of `images` is drawn. A draw of one each gives `curves().summary()`.
+        `draws` (R, I): how often each picture of `images` is drawn. A draw of one each gives `curves().summary()`. Where
+        detections of a picture have equal scores, all copies of one come before those of the next.
         """
-        s = self.settings
-        shape = (len(draws), len(s.iou_thresholds), len(self.categories), len(s.areas))
-        precision, recall = np.full(shape, np.nan), np.full((*shape, len(s.max_detections)), np.nan)
-        for k, rows in enumerate(self._rows()):
-            ranked = self._ranked(rows, s.max_detections[-1])
-            truth = self.truth_category == k
-            positives = draws[:, self.truth_image[truth]] @ self.truths[truth].astype(np.float64)  # (R, A)
-            for a in np.flatnonzero(self.truths[truth].sum(axis=0)):
-                for part in _parts(len(draws), len(ranked)):
-                    weights = draws[part][:, self.image[ranked]]
-                    drawn = positives[part, a]
-                    precision[part, :, k, a] = _drawn_precision(self, ranked, int(a), weights, drawn)
-                    recall[part, :, k, a] = _drawn_recall(self, ranked, int(a), weights, drawn)
-        return {name: self._summed(number, precision, recall) for name, number in summary_numbers(s).items()}
-
-    def _summed(self, number: Number, precision: NDArray[Any], recall: NDArray[Any]) -> NDArray[np.float64]:
-        """(R,) means over thresholds and classes."""
-        values = precision[..., number.area] if number.kind == "precision" else recall[..., number.area, number.max_detections]
-        if number.iou is not None:
-            values = values[:, number.iou : number.iou + 1]
-        if number.frequency:
-            values = values[:, :, [c.frequency == number.frequency for c in self.categories]]
-        return nan_mean(values.reshape(len(values), -1))
+        return drawn_scores(self, draws)
 
     def _positives(self) -> Ints:
         """(K, A) true objects that count."""
@@ -145,13 +123,13 @@ class Matches:
         np.add.at(total, self.truth_category, self.truths)
         return total
 
-    def _rows(self) -> Iterator[Ints]:
+    def rows(self) -> Iterator[Ints]:
         """The rows of each class."""
         ends = np.searchsorted(self.category, np.arange(len(self.categories) + 1))
         for start, end in pairwise(ends):
             yield np.arange(start, end)
 
-    def _ranked(self, rows: Ints, limit: int) -> Ints:
+    def ranked(self, rows: Ints, limit: int) -> Ints:
         """The rows that count among `limit` of a picture, from the best score down; equal scores in the order of pictures."""
         rows = rows[self.rank[rows] < limit]
         return rows[np.argsort(-self.score[rows], kind="stable")]
@@ -200,7 +178,7 @@ def _curve(matches: Matches, ranked: Ints, area: int, positives: int) -> tuple[N
     wanted = np.array(matches.settings.recalls)
     hits = np.cumsum(matches.hit[ranked, area], axis=0, dtype=np.float64).T  # (T, n)
     misses = np.cumsum(matches.miss[ranked, area], axis=0, dtype=np.float64).T
-    precision = hits / (misses + hits + _EPSILON)
+    precision = hits / (misses + hits + EPSILON)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = hits / positives
     at, scores = np.zeros((len(hits), len(wanted))), np.zeros((len(hits), len(wanted)))
@@ -210,53 +188,6 @@ def _curve(matches: Matches, ranked: Ints, area: int, positives: int) -> tuple[N
         at[t, inside] = envelope[t, place[inside]]
         scores[t, inside] = matches.score[ranked[place[inside]]]
     return at, recall[:, -1] if len(ranked) else np.zeros(len(hits)), scores
-
-
-_NUMBERS = 1 << 22
-"""Weights in a block, 32 MiB."""
-
-
-def _parts(draws: int, detections: int) -> Iterator[slice]:
-    step = max(1, _NUMBERS // max(1, detections))
-    return (slice(start, start + step) for start in range(0, draws, step))
-
-
-def _drawn_precision(
-    matches: Matches, ranked: Ints, area: int, weights: NDArray[np.float64], positives: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Average precision (R, T) of draws in which detection n weighs `weights` (R, n); NaN where `positives` (R,) is 0.
-
-    Precision is looked up where recall rises, which is at hits: only those need the envelope. The mean over recalls counts for
-    each hit the recalls that it is the first to reach.
-    """
-    wanted = np.array(matches.settings.recalls)
-    hit = matches.hit[ranked, area]
-    counted = hit | matches.miss[ranked, area]
-    mean = np.zeros((len(weights), hit.shape[1]))
-    total, total_of = weights, None
-    for t in range(hit.shape[1]):
-        if total_of is None or not np.array_equal(counted[:, t], counted[:, total_of]):
-            total, total_of = np.cumsum(weights * counted[:, t], axis=1), t
-        at = np.flatnonzero(hit[:, t])
-        if len(at) == 0:
-            continue
-        hits = np.cumsum(weights[:, at], axis=1)
-        precision = hits / (total[:, at] + _EPSILON)
-        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(wanted, ratio(hits, positives[:, None], empty=0.0), side="right")
-        mean[:, t] = (envelope * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(wanted)
-    mean[positives == 0] = np.nan
-    return mean
-
-
-def _drawn_recall(
-    matches: Matches, ranked: Ints, area: int, weights: NDArray[np.float64], positives: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Recall (R, T, M) of each draw; NaN where `positives` (R,) is 0."""
-    within = matches.rank[ranked, None] < np.array(matches.settings.max_detections)  # (n, M)
-    found = matches.hit[ranked, area][:, :, None] & within[:, None, :]  # (n, T, M)
-    hits = weights @ found.reshape(len(ranked), int(np.prod(found.shape[1:]))).astype(np.float64)
-    return ratio(hits, positives[:, None]).reshape(len(weights), *found.shape[1:])
 
 
 def matches_of(
