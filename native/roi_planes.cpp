@@ -5,77 +5,110 @@
 namespace delineate {
 namespace {
 
-// The columns that a region reads, widened to whole vectors where the map is wide enough.
+// The columns that a region reads, a vector wide at least: columns from the map's width on are not there.
 struct Span {
-    int64_t start, width;  // width is a multiple of kLanes; columns from the map's width on are not read
+    int64_t start, width;
 
-    Span(int32_t lowest, int32_t highest, int64_t map_width) {
-        width = (highest - lowest + kLanes) / kLanes * kLanes;
-        start = std::max<int64_t>(0, std::min<int64_t>(lowest, map_width - width));
-    }
+    Span(int32_t lowest, int32_t highest, int64_t map_width)
+        : start(std::max<int64_t>(0, std::min<int64_t>(lowest, map_width - std::max(kLanes, highest - lowest + 1)))),
+          width(std::max<int64_t>(kLanes, highest - start + 1)) {}
 };
 
-// All bins with equally many terms, so that the inner loops are of one length, which processors foresee: term k of bin b is
-// weight[k * bins + b] * cell[k * bins + b]. Terms that a bin does not need have weight 0, and a cell that it reads anyway.
+// Exchanges rows and columns of a block: lane j of vector i becomes lane i of vector j.
+template <typename V>
+DELINEATE_INLINE inline void transpose(V (&block)[kLanes]) {
+    using Index = std::conditional_t<std::is_same_v<V, Doubles>, Longs, Ints>;
+    const Index lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const auto exchange = [&](auto step) DELINEATE_INLINE {  // of the squares beside the diagonal, `step` wide
+        constexpr int kStep = decltype(step)::value;
+        const Index right = (lane & kStep) != 0, upper = right ? lane - kStep + kLanes : lane, lower = right ? lane + kLanes : lane + kStep;
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; i++) {
+            if (i & kStep) continue;
+            const V a = block[i], b = block[i + kStep];
+            block[i] = __builtin_shuffle(a, b, upper);
+            block[i + kStep] = __builtin_shuffle(a, b, lower);
+        }
+    };
+    exchange(std::integral_constant<int, 8>{});
+    exchange(std::integral_constant<int, 4>{});
+    exchange(std::integral_constant<int, 2>{});
+    exchange(std::integral_constant<int, 1>{});
+}
+
+// The averaged rows of kLanes planes, as (bins y, columns, planes): planes come last, so that vectors run along them from here on.
+template <typename T, bool kWide>
+DELINEATE_INLINE inline void average_rows(const Axis<Real<T>>& y, const T* const (&corners)[kLanes], int64_t row, Span span,
+                                          int64_t map_width, Real<T>* rows) {
+    for (int64_t p = 0; p < y.size(); p++) {
+        for (int64_t next = 0; next < span.width; next += kLanes) {
+            const int64_t column = std::min(next, span.width - kLanes);  // the last vector overlaps the one before
+            Vector<T> block[kLanes] = {};
+            for (int32_t i = y.first[p]; i < y.first[p + 1]; i++) {
+                const int64_t offset = y.taps[i].cell * row + span.start + column;
+                const Real<T> weight = y.taps[i].weight;
+#pragma GCC unroll 16
+                for (int c = 0; c < kLanes; c++)
+                    block[c] += weight * (kWide ? load(corners[c] + offset) : load(corners[c] + offset, map_width - span.start - column));
+            }
+            transpose(block);
+            Real<T>* place = rows + (p * span.width + column) * kLanes;
+#pragma GCC unroll 16
+            for (int c = 0; c < kLanes; c++) store(place + c * kLanes, block[c]);
+        }
+    }
+}
+
+// Averages the columns of each bin: (bins, planes) of (bins y, columns, planes).
 template <typename A>
-struct Table {
-    int64_t terms = 0, bins;
-    std::vector<int32_t> cell;
-    std::vector<A> weight;
-
-    // The bins of `axis`, each `copies` times; bin b's cells of copy i are moved by i * stride.
-    Table(const Axis<A>& axis, int64_t origin, int64_t copies, int64_t stride, int64_t multiple) {
-        bins = (copies * axis.size() + multiple - 1) / multiple * multiple;
-        for (int64_t b = 0; b < axis.size(); b++) terms = std::max<int64_t>(terms, axis.first[b + 1] - axis.first[b]);
-        cell.assign(terms * bins, 0);
-        weight.assign(terms * bins, 0);
-        for (int64_t i = 0; i < copies; i++)
-            for (int64_t b = 0; b < axis.size(); b++)
-                for (int64_t k = 0; k < terms && axis.first[b] < axis.first[b + 1]; k++) {
-                    const bool needed = axis.first[b] + k < axis.first[b + 1];
-                    const Tap<A>& tap = axis.taps[axis.first[b] + (needed ? k : 0)];
-                    cell[k * bins + i * axis.size() + b] = static_cast<int32_t>(tap.cell - origin + i * stride);
-                    weight[k * bins + i * axis.size() + b] = needed ? tap.weight : 0;
-                }
+DELINEATE_INLINE inline void average_columns(const Region<A>& region, Span span, const A* rows, A* means) {
+    const Axis<A>& x = region.x;
+    for (int64_t p = 0; p < region.y.size(); p++) {
+        for (int64_t q = 0; q < x.size(); q++, means += kLanes) {
+            Vector<A> sum = {};
+            for (int32_t j = x.first[q]; j < x.first[q + 1]; j++)
+                sum += x.taps[j].weight * load(rows + (p * span.width + x.taps[j].cell - span.start) * kLanes);
+            store(means, sum);
+        }
     }
-};
-
-template <typename T>
-DELINEATE_INLINE inline Vector<T> load_columns(const T* row, int64_t column, int64_t width) {
-    return column + kLanes <= width ? load(row + column) : load(row + column, std::max<int64_t>(width - column, 0));
 }
 
 template <typename T>
 DELINEATE_INLINE inline void mean_forward_of(const Region<Real<T>>& region, Plane<const T> plane, int64_t map_width, int64_t from,
                                              int64_t to, T* result) {
     using A = Real<T>;
-    const Axis<A>& y = region.y;
-    const int64_t height = y.size(), bins = height * region.x.size();
+    const int64_t bins = region.y.size() * region.x.size(), blocks = (bins + kLanes - 1) / kLanes;
     const Span span(region.x.lowest, region.x.highest, map_width);
-    const Table<A> lines(y, 0, 1, 0, 1), table(region.x, span.start, height, span.width, kLanes);
-    std::vector<A> rows(height * span.width + 1);
-    for (int64_t c = from; c < to; c++) {
-        const T* corner = plane.data + c * plane.channel;
-        for (int64_t p = 0; p < height; p++) {
-            const bool empty = y.first[p] == y.first[p + 1];
-            for (int64_t column = 0; column < span.width; column += kLanes) {
-                Vector<T> sum = {};
-                for (int64_t k = 0; k < lines.terms && !empty; k++)
-                    sum += lines.weight[k * height + p] *
-                           load_columns(corner + lines.cell[k * height + p] * plane.row, span.start + column, map_width);
-                store(rows.data() + p * span.width + column, sum);
+    std::vector<A> rows(region.y.size() * span.width * kLanes), means(blocks * kLanes * kLanes);
+    for (int64_t c = from; c < to; c += kLanes) {
+        const int64_t planes = std::min<int64_t>(kLanes, to - c);
+        const T* corners[kLanes];  // where there are fewer planes, the last one again
+        for (int64_t i = 0; i < kLanes; i++) corners[i] = plane.data + (c + std::min(i, planes - 1)) * plane.channel;
+        if (span.start + span.width <= map_width) average_rows<T, true>(region.y, corners, plane.row, span, map_width, rows.data());
+        else average_rows<T, false>(region.y, corners, plane.row, span, map_width, rows.data());
+        average_columns(region, span, rows.data(), means.data());
+        for (int64_t b = 0; b < blocks; b++) {
+            Vector<T> block[kLanes];
+#pragma GCC unroll 16
+            for (int i = 0; i < kLanes; i++) block[i] = load(means.data() + (b * kLanes + i) * kLanes);
+            transpose(block);
+            A turned[kLanes][kLanes];
+#pragma GCC unroll 16
+            for (int i = 0; i < kLanes; i++) store(turned[i], block[i]);
+            for (int64_t i = 0; i < planes; i++) {
+                T* place = result + (c + i) * bins + b * kLanes;
+                if (b + 1 < blocks || bins % kLanes == 0) store(place, load(turned[i]));
+                else store(place, load(turned[i]), bins - b * kLanes);
             }
         }
-        for (int64_t b = 0; b < table.bins; b += kLanes) {
-            A sum[kLanes] = {};
-            for (int64_t k = 0; k < table.terms; k++)
-                for (int lane = 0; lane < kLanes; lane++)
-                    sum[lane] += table.weight[k * table.bins + b + lane] * rows[table.cell[k * table.bins + b + lane]];
-            const int64_t count = std::min<int64_t>(kLanes, bins - b);
-            if (count == kLanes) store(result + c * bins + b, load(sum));
-            else store(result + c * bins + b, load(sum), count);
-        }
     }
+}
+
+template <typename T>
+DELINEATE_INLINE inline void widen_all(const T* values, int64_t count, Real<T>* result) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(result + i, load(values + i));
+    if (i < count) store(result + i, load(values + i, count - i), count - i);
 }
 
 template <typename T>
@@ -86,10 +119,9 @@ DELINEATE_INLINE inline void mean_backward_of(const Region<Real<T>>& region, con
     const int64_t height = y.size(), width = x.size();
     const Span span(x.lowest, x.highest, map_width);
     const int64_t columns = std::min(span.width, map_width - span.start);
-    std::vector<A> row(span.width), bins((height * width + kLanes - 1) / kLanes * kLanes);
+    std::vector<A> row(span.width), bins(height * width);
     for (int64_t c = from; c < to; c++) {
-        for (int64_t b = 0; b < height * width; b += kLanes)
-            store(bins.data() + b, load_columns(gradient + c * height * width, b, height * width));
+        widen_all(gradient + c * height * width, height * width, bins.data());
         for (int64_t p = 0; p < height; p++) {
             if (y.first[p] == y.first[p + 1]) continue;
             std::fill(row.begin(), row.end(), A(0));
