@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,61 @@ def test_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     Image.fromarray(CELL).save(tmp_path / "t" / "a.png")
     write(tmp_path / "p" / "a.png", "this is no picture")
     assert "a.png" in refused(capsys, tmp_path / "p", tmp_path / "t")
+
+
+WRONG = ("x", [], {}, None, -1, True, [["a"]], math.nan, 10**400)
+
+
+def places(content: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to each value, in lists only to the first two."""
+    keys = content if isinstance(content, dict) else range(min(2, len(content))) if isinstance(content, list) else ()
+    for key in keys:
+        yield (*above, key)
+        yield from places(content[key], (*above, key))
+
+
+@pytest.mark.parametrize("file", ["truth.json", "found.json"])
+def test_damaged_json_never_ends_in_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    """Each value of the file taken out, and replaced by something else: a score, or one line that names a file."""
+    truth, found = truth_content(), [r | {"bbox": [5, 5, 10, 10]} for r in results()]
+    content = truth if file == "truth.json" else found
+    for path, other in {"truth.json": truth, "found.json": found}.items():
+        write(tmp_path / path, other)
+    for number, place in enumerate(places(content)):
+        wrong = WRONG[number % len(WRONG)]
+        for damaged in (changed(content, *place, drop=True), changed(content, *place, to=wrong)):
+            write(tmp_path / file, damaged)
+            code = run(["score", str(tmp_path / "found.json"), str(tmp_path / "truth.json"), "--quiet", "--boundary"])
+            error = capsys.readouterr().err
+            assert code in (0, 3), (place, wrong, error)
+            assert error.count("\n") == (code == 3), (place, wrong, error)
+            assert code == 0 or "truth.json" in error or "found.json" in error, (place, wrong, error)
+
+
+def test_damaged_panoptic_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    segments = [{"id": 1, "category_id": 7}, {"id": 2, "category_id": 9}]
+    content: dict[str, Any] = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 30, "width": 40}],
+        "categories": [{"id": 7, "name": "cell", "isthing": 1}, {"id": 9, "name": "ground", "isthing": 0}],
+        "annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": segments}],
+    }
+    for name in ("truth", "found"):
+        (tmp_path / name).mkdir()
+        ids = np.where(CELL == 1, 1, 2).astype(np.uint8)
+        Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], axis=-1)).save(tmp_path / name / "a.png")
+        write(tmp_path / f"{name}.json", content)
+    assert score(tmp_path / "found.json", tmp_path / "truth.json").summary["pq"] == 1
+    refusals = 0
+    for number, place in enumerate(places(content)):
+        write(tmp_path / "found.json", changed(content, *place, to=WRONG[number % len(WRONG)]))
+        code = run(["score", str(tmp_path / "found.json"), str(tmp_path / "truth.json"), "--quiet"])
+        error = capsys.readouterr().err
+        assert code in (0, 3), (place, error)
+        assert error.count("\n") == (code == 3), (place, error)
+        refusals += code == 3
+    assert refusals > 5
+    write(tmp_path / "found.json", changed(content, "annotations", 0, "segments_info", 1, "category_id", to=8))
+    assert "picture 1: segment 2 has the category_id 8" in refused(capsys, tmp_path / "found.json", tmp_path / "truth.json")
 
 
 def test_nothing_is_scored_by_halves(tmp_path: Path) -> None:
