@@ -21,7 +21,7 @@ from delineate.losses import build_loss
 from delineate.train.build import build_model, conventions_of
 from delineate.train.memory import StepMemory, step_memory
 
-SLOW_STEP = 4.0  # seconds; one such step tells enough
+TIMED_STEPS, TIMED_SECONDS = 3, 4.0  # steps are timed until there are so many, or so much time has gone
 SMALL = 256  # memory is measured on patches of at most this side, because activations grow with the number of pixels
 
 
@@ -36,7 +36,10 @@ class StepProbe:
         self.autocast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
     def seconds(self, count: int) -> float:
-        """Seconds of a training step with `count` pictures: the mean of two, after one that warms up; fewer if slow."""
+        """Seconds of a training step with `count` pictures: the median of up to three, after one that warms up.
+
+        The first step prepares kernels and memory, and may take ten times as long as any other, so it never counts.
+        """
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         batch = self._batch(count, self.config.augment.patch)
 
@@ -46,8 +49,11 @@ class StepProbe:
             optimizer.step()
             self._synchronize()
 
-        first = _timed(step)
-        return first if first > SLOW_STEP else (_timed(step) + _timed(step)) / 2
+        step()
+        times = [_timed(step)]
+        while len(times) < TIMED_STEPS and sum(times) < TIMED_SECONDS:
+            times.append(_timed(step))
+        return statistics.median(times)
 
     def memory(self) -> StepMemory:
         """Memory of training steps."""
