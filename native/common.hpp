@@ -21,9 +21,9 @@
 #include <sys/mman.h>
 #endif
 
-// A function marked DELINEATE_SIMD is compiled for AVX-512, AVX2 and the baseline, and the best that the processor has is chosen
-// when the module is loaded. It must be a plain function, not a template; what it calls gains only if it is inlined, so mark that
-// (and lambdas, before their body) DELINEATE_INLINE. Elsewhere, as on Arm, the baseline has its vector unit already.
+// A function marked DELINEATE_SIMD is compiled for AVX-512, AVX2 and the baseline, and the best that the processor has is
+// chosen when the module is loaded. It must be a plain function, not a template; what it calls gains only if it is inlined, so
+// mark that (and lambdas, before their body) DELINEATE_INLINE. Elsewhere, as on Arm, the baseline has its vector unit already.
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(DELINEATE_SANITIZE) && \
     ((!defined(__clang__) && __GNUC__ >= 12) || (defined(__clang__) && __clang_major__ >= 17))
 #define DELINEATE_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -66,14 +66,15 @@ T* elements(const Output& array, const std::string& name) {
     return static_cast<T*>(array.data());
 }
 
-// Asks for large pages under a large result that is about to be written for the first time: where the system leaves the choice to
-// the program, as Linux mostly does, they save most of the time that fresh memory costs.
+// Asks for large pages under a large result that is about to be written for the first time: where the system leaves the choice
+// to the program, as Linux mostly does, they save most of the time that fresh memory costs.
 inline void use_huge_pages(void* data, size_t bytes) {
 #if defined(__linux__)
     constexpr uintptr_t page = 1 << 21;
     const auto start = (reinterpret_cast<uintptr_t>(data) + page - 1) & ~(page - 1);
     const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(page - 1);
-    if (start + 4 * page <= end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);  // a hint: failing is fine
+    if (start + 4 * page <= end)
+        madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);  // a hint: failing is fine
 #else
     (void)data, (void)bytes;
 #endif

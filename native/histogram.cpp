@@ -6,7 +6,7 @@ namespace {
 
 constexpr int64_t kBlock = 4096;     // pixels whose codes stay in the first-level cache
 constexpr int64_t kPiece = 1 << 16;  // pixels for which a thread is worth its start
-constexpr int kWays = 4;             // neighbours often fall into one bin: with four tables their additions do not wait for each other
+constexpr int kWays = 4;  // neighbours often fall into one bin: with four tables their additions do not wait for each other
 
 // Ids 0..count-1 are their own codes, except for the ignored one, whose code is `count`; that of all others is count + 1.
 struct Classes {
@@ -16,7 +16,8 @@ struct Classes {
 
 // codes[i] = scale * code of values[i], added to what is there if `add`.
 template <typename T>
-DELINEATE_INLINE inline void encode(const T* values, int64_t count, Classes classes, uint32_t scale, bool add, uint32_t* codes) {
+DELINEATE_INLINE inline void encode(const T* values, int64_t count, Classes classes, uint32_t scale, bool add,
+                                    uint32_t* codes) {
     using Signed = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
     using Unsigned = std::make_unsigned_t<Signed>;
     const Unsigned ignored = classes.ignored.value_or(classes.count);  // an id that is no class changes nothing below
@@ -51,10 +52,18 @@ DELINEATE_SIMD void encode_any(Ids ids, int64_t count, Classes classes, uint32_t
         encode(reinterpret_cast<const decltype(zero)*>(ids.data), count, classes, scale, add, codes);
     };
     switch (ids.dtype.bits) {
-        case 8: is_signed ? run(int8_t{}) : run(uint8_t{}); break;
-        case 16: is_signed ? run(int16_t{}) : run(uint16_t{}); break;
-        case 32: is_signed ? run(int32_t{}) : run(uint32_t{}); break;
-        default: is_signed ? run(int64_t{}) : run(uint64_t{}); break;
+        case 8:
+            is_signed ? run(int8_t{}) : run(uint8_t{});
+            break;
+        case 16:
+            is_signed ? run(int16_t{}) : run(uint16_t{});
+            break;
+        case 32:
+            is_signed ? run(int32_t{}) : run(uint32_t{});
+            break;
+        default:
+            is_signed ? run(int64_t{}) : run(uint64_t{});
+            break;
     }
 }
 
@@ -70,8 +79,10 @@ void count_pixels(const Ids& truth, const Ids& prediction, Classes classes, int6
     }
 }
 
-// Adds to joint (K + 2, K + 2) the pixels of each pair (truth, prediction): the classes, the ignored id of the truth, all others.
-void joint_histogram(const Input& truth, const Input& prediction, std::optional<uint32_t> ignored, const Output& joint, int threads) {
+// Adds to joint (K + 2, K + 2) the pixels of each pair (truth, prediction): the classes, the ignored id of the truth, all
+// others.
+void joint_histogram(const Input& truth, const Input& prediction, std::optional<uint32_t> ignored, const Output& joint,
+                     int threads) {
     const auto size = static_cast<int64_t>(truth.size());
     require(size == static_cast<int64_t>(prediction.size()), "truth and prediction must have one size");
     require(joint.ndim() == 2 && joint.shape(0) == joint.shape(1) && joint.shape(0) >= 2, "joint must be (K + 2, K + 2)");

@@ -47,7 +47,9 @@ using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <typename T>
 using Vector = std::conditional_t<std::is_same_v<T, double>, Doubles, Floats>;
 
-DELINEATE_INLINE inline Floats widen(Shorts bits, BFloat16) { return std::bit_cast<Floats>(__builtin_convertvector(bits, Words) << 16); }
+DELINEATE_INLINE inline Floats widen(Shorts bits, BFloat16) {
+    return std::bit_cast<Floats>(__builtin_convertvector(bits, Words) << 16);
+}
 
 DELINEATE_INLINE inline Shorts narrow(Floats values, BFloat16) {
     const auto bits = std::bit_cast<Words>(values);
@@ -58,7 +60,8 @@ DELINEATE_INLINE inline Shorts narrow(Floats values, BFloat16) {
 
 DELINEATE_INLINE inline Floats widen(Shorts half, Half) {
     const Words bits = __builtin_convertvector(half, Words), sign = (bits & 0x8000) << 16, magnitude = (bits & 0x7fff) << 13;
-    const Floats scaled = std::bit_cast<Floats>(magnitude) * 0x1p112f;  // the exponent's bias goes from 15 to 127; subnormals too
+    const Floats scaled =
+        std::bit_cast<Floats>(magnitude) * 0x1p112f;  // the exponent's bias goes from 15 to 127; subnormals too
     const Words special = magnitude | 0x7f800000;
     return std::bit_cast<Floats>((magnitude >= 0x0f800000 ? special : std::bit_cast<Words>(scaled)) | sign);
 }
@@ -67,7 +70,7 @@ DELINEATE_INLINE inline Shorts narrow(Floats values, Half) {
     const auto bits = std::bit_cast<Words>(values);
     const Words sign = bits & 0x80000000, magnitude = bits ^ sign;
     const Words normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;  // to nearest, ties to even
-    const Floats shifted = std::bit_cast<Floats>(magnitude) + 0.5f;                         // its last bit is a subnormal's unit
+    const Floats shifted = std::bit_cast<Floats>(magnitude) + 0.5f;  // its last bit is a subnormal's unit
     const Words small = std::bit_cast<Words>(shifted) - 0x3f000000;
     Words result = magnitude < 0x38800000 ? small : normal;
     result = magnitude >= 0x477ff000 ? Words{} + 0x7c00 : result;

@@ -2,11 +2,11 @@
 #include <nanobind/nanobind.h>
 
 #define KERNELS(X) \
-    X(histogram) \
-    X(keypoints) \
-    X(masks)     \
-    X(nms)       \
-    X(rle)       \
+    X(histogram)   \
+    X(keypoints)   \
+    X(masks)       \
+    X(nms)         \
+    X(rle)         \
     X(roi)
 
 namespace delineate {

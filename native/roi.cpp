@@ -1,5 +1,5 @@
-// Pooling regions of feature maps: the plan of all regions, threads, and the bindings. The loops are in roi_channels_last.cpp and
-// roi_planes.cpp.
+// Pooling regions of feature maps: the plan of all regions, threads, and the bindings. The loops are in roi_channels_last.cpp
+// and roi_planes.cpp.
 #include "roi_kernels.hpp"
 
 #include <nanobind/stl/vector.h>
@@ -24,7 +24,8 @@ struct Shape {
     template <typename Array>
     Shape(const Array& map, bool last) : channels_last(last) {
         require(map.ndim() == 4, "a feature map must have four axes");
-        images = map.shape(0), channels = map.shape(last ? 3 : 1), height = map.shape(last ? 1 : 2), width = map.shape(last ? 2 : 3);
+        images = map.shape(0), channels = map.shape(last ? 3 : 1), height = map.shape(last ? 1 : 2),
+        width = map.shape(last ? 2 : 3);
     }
     template <typename T>
     Plane<T> plane(T* map, int64_t image) const {
@@ -44,11 +45,13 @@ std::vector<Region<A>> plan(const Input& boxes, const Input& levels, const std::
     parallel_for(count, 64, threads, [&](int64_t first, int64_t last) {
         for (int64_t k = first; k < last; k++) {
             const A* b = box + 5 * k;
-            require(level[k] >= 0 && level[k] < static_cast<int64_t>(shapes.size()), "box " + std::to_string(k) + " is of map " +
-                    std::to_string(level[k]) + ", but there are " + std::to_string(shapes.size()));
+            require(level[k] >= 0 && level[k] < static_cast<int64_t>(shapes.size()),
+                    "box " + std::to_string(k) + " is of map " + std::to_string(level[k]) + ", but there are " +
+                        std::to_string(shapes.size()));
             const Shape& shape = shapes[level[k]];
             require(b[0] >= 0 && b[0] < static_cast<A>(shape.images), "box " + std::to_string(k) + " is of image " +
-                    std::to_string(b[0]) + ", but there are " + std::to_string(shape.images));
+                                                                          std::to_string(b[0]) + ", but there are " +
+                                                                          std::to_string(shape.images));
             const auto axis = rule.quantized ? pool_axis<A> : align_axis<A>;
             const A scale = static_cast<A>(scales[level[k]]);
             regions[k] = {k, level[k], static_cast<int64_t>(b[0]), axis(b[2], b[4], scale, bins_y, shape.height, rule),
@@ -73,7 +76,8 @@ struct Call {
     Call(const Inputs& inputs, const Input& boxes, const Input& levels, const std::vector<double>& scales, const Rule& rule,
          bool channels_last, int64_t bins_y, int64_t bins_x, int threads) {
         require(!inputs.empty() && inputs.size() == scales.size(), "each feature map needs its scale");
-        require(boxes.ndim() == 2 && boxes.shape(1) == 5 && levels.size() == boxes.shape(0), "boxes must be (K, 5), levels (K)");
+        require(boxes.ndim() == 2 && boxes.shape(1) == 5 && levels.size() == boxes.shape(0),
+                "boxes must be (K, 5), levels (K)");
         for (const Input& input : inputs) {
             shapes.emplace_back(input, channels_last);
             maps.push_back(elements<T>(input, "feature map"));
@@ -85,8 +89,8 @@ struct Call {
     }
 };
 
-// Channels first, the rows of a region lie in as many places as it has channels. So all regions are gone through for a few channels
-// at a time, which stay in the cache from one region to the next.
+// Channels first, the rows of a region lie in as many places as it has channels. So all regions are gone through for a few
+// channels at a time, which stay in the cache from one region to the next.
 template <typename T>
 void forward(const Call<T>& call, const Rule& rule, T* result, int threads) {
     const int64_t step = call.shapes[0].channels_last ? std::max<int64_t>(call.channels, 1) : kPlanesAtOnce;
@@ -99,9 +103,12 @@ void forward(const Call<T>& call, const Rule& rule, T* result, int threads) {
             const Shape& shape = call.shapes[region.level];
             const Plane<const T> plane = shape.plane(call.maps[region.level], region.image);
             T* bins = result + region.row * call.bins * call.channels;
-            if (!shape.channels_last) mean_forward_planes(region, plane, shape.width, from, to, bins);
-            else if (rule.maximum) max_forward(region, plane, call.channels, bins);
-            else mean_forward(region, plane, call.channels, bins);
+            if (!shape.channels_last)
+                mean_forward_planes(region, plane, shape.width, from, to, bins);
+            else if (rule.maximum)
+                max_forward(region, plane, call.channels, bins);
+            else
+                mean_forward(region, plane, call.channels, bins);
         }
     });
 }
@@ -138,9 +145,13 @@ void add_regions(const Call<T>& call, const Rule& rule, const Piece& piece, cons
     for (size_t i = piece.first; i < piece.last; i++) {
         const Region<Real<T>>& region = call.regions[i];
         const T* bins = gradient + region.row * call.bins * call.channels;
-        if (!shape.channels_last) mean_backward_planes(region, bins, shape.width, piece.from, piece.to, total);
-        else if (!rule.maximum) mean_backward(region, bins, call.channels, piece.from, piece.to, total);
-        else max_backward(region, shape.plane(call.maps[piece.level], piece.image), bins, call.channels, piece.from, piece.to, total);
+        if (!shape.channels_last)
+            mean_backward_planes(region, bins, shape.width, piece.from, piece.to, total);
+        else if (!rule.maximum)
+            mean_backward(region, bins, call.channels, piece.from, piece.to, total);
+        else
+            max_backward(region, shape.plane(call.maps[piece.level], piece.image), bins, call.channels, piece.from, piece.to,
+                         total);
     }
 }
 
@@ -168,15 +179,24 @@ void backward_piece(const Call<T>& call, const Rule& rule, const Piece& piece, c
 template <typename F>
 void for_dtype(const Input& array, const F& f) {
     const nb::dlpack::dtype dtype = array.dtype();
-    const auto is = [&](nb::dlpack::dtype_code code, int bits) { return dtype.code == static_cast<uint8_t>(code) && dtype.bits == bits; };
-    if (is(nb::dlpack::dtype_code::Float, 32)) f(float{});
-    else if (is(nb::dlpack::dtype_code::Float, 64)) f(double{});
-    else if (is(nb::dlpack::dtype_code::Float, 16)) f(Half{});
-    else if (is(nb::dlpack::dtype_code::Bfloat, 16)) f(BFloat16{});
-    else throw std::invalid_argument("feature maps must be float32, float64, bfloat16 or float16");
+    const auto is = [&](nb::dlpack::dtype_code code, int bits) {
+        return dtype.code == static_cast<uint8_t>(code) && dtype.bits == bits;
+    };
+    if (is(nb::dlpack::dtype_code::Float, 32))
+        f(float{});
+    else if (is(nb::dlpack::dtype_code::Float, 64))
+        f(double{});
+    else if (is(nb::dlpack::dtype_code::Float, 16))
+        f(Half{});
+    else if (is(nb::dlpack::dtype_code::Bfloat, 16))
+        f(BFloat16{});
+    else
+        throw std::invalid_argument("feature maps must be float32, float64, bfloat16 or float16");
 }
 
-Rule rule_of(bool quantized, int sampling_ratio, bool aligned, bool maximum) { return {quantized, sampling_ratio, aligned, maximum}; }
+Rule rule_of(bool quantized, int sampling_ratio, bool aligned, bool maximum) {
+    return {quantized, sampling_ratio, aligned, maximum};
+}
 
 void roi_forward(const Inputs& maps, const Input& boxes, const Input& levels, const std::vector<double>& scales, bool quantized,
                  int sampling_ratio, bool aligned, bool maximum, bool channels_last, const Output& result, int threads) {
@@ -189,7 +209,8 @@ void roi_forward(const Inputs& maps, const Input& boxes, const Input& levels, co
         use_huge_pages(data, result.nbytes());
         nb::gil_scoped_release release;
         const Call<T> call(maps, boxes, levels, scales, rule, channels_last, bins.height, bins.width, threads);
-        require(bins.images == static_cast<int64_t>(boxes.shape(0)) && bins.channels == call.channels, "result has the wrong shape");
+        require(bins.images == static_cast<int64_t>(boxes.shape(0)) && bins.channels == call.channels,
+                "result has the wrong shape");
         forward(call, rule, data, threads);
     });
 }
@@ -211,12 +232,12 @@ void roi_backward(const Input& gradient, const Inputs& maps, const Input& boxes,
         }
         nb::gil_scoped_release release;
         const Call<T> call(maps, boxes, levels, scales, rule, channels_last, bins.height, bins.width, threads);
-        require(bins.images == static_cast<int64_t>(boxes.shape(0)) && bins.channels == call.channels && data.size() == maps.size(),
-                "gradient or results have the wrong shape");
+        require(
+            bins.images == static_cast<int64_t>(boxes.shape(0)) && bins.channels == call.channels && data.size() == maps.size(),
+            "gradient or results have the wrong shape");
         const std::vector<Piece> pieces = pieces_of(call, threads);
         parallel_for(pieces.size(), 1, threads, [&](int64_t first, int64_t last) {
-            for (int64_t i = first; i < last; i++)
-                backward_piece(call, rule, pieces[i], bin_gradient, data[pieces[i].level]);
+            for (int64_t i = first; i < last; i++) backward_piece(call, rule, pieces[i], bin_gradient, data[pieces[i].level]);
         });
     });
 }

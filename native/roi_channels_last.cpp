@@ -9,16 +9,24 @@ namespace {
 // A run of kLanes channels at a time, or the `count` channels that are left at the end.
 struct Whole {
     template <typename T>
-    DELINEATE_INLINE Vector<T> load(const T* values) const { return delineate::load(values); }
+    DELINEATE_INLINE Vector<T> load(const T* values) const {
+        return delineate::load(values);
+    }
     template <typename T>
-    DELINEATE_INLINE void store(T* values, Vector<T> lanes) const { delineate::store(values, lanes); }
+    DELINEATE_INLINE void store(T* values, Vector<T> lanes) const {
+        delineate::store(values, lanes);
+    }
 };
 struct Part {
     int64_t count;
     template <typename T>
-    DELINEATE_INLINE Vector<T> load(const T* values) const { return delineate::load(values, count); }
+    DELINEATE_INLINE Vector<T> load(const T* values) const {
+        return delineate::load(values, count);
+    }
     template <typename T>
-    DELINEATE_INLINE void store(T* values, Vector<T> lanes) const { delineate::store(values, lanes, count); }
+    DELINEATE_INLINE void store(T* values, Vector<T> lanes) const {
+        delineate::store(values, lanes, count);
+    }
 };
 
 // Calls f(channel, K, access) for the channels from..to-1 in runs of K vectors.
@@ -78,8 +86,7 @@ DELINEATE_INLINE inline void mean_backward_of(const Region<Real<T>>& region, con
             over_taps(region, total, p, q, [&](int64_t offset, Real<T> weight) DELINEATE_INLINE {
                 Real<T>* cell = total.data + offset + (c - from);
 #pragma GCC unroll 4
-                for (int k = 0; k < K; k++)
-                    access.store(cell + k * kLanes, access.load(cell + k * kLanes) + weight * g[k]);
+                for (int k = 0; k < K; k++) access.store(cell + k * kLanes, access.load(cell + k * kLanes) + weight * g[k]);
             });
         });
     });
@@ -139,8 +146,8 @@ DELINEATE_INLINE inline void max_forward_of(const Region<Real<T>>& region, Plane
 
 // Adds each channel's gradient to the cells around its largest sample.
 template <typename T>
-DELINEATE_INLINE inline void scatter_peak(const Region<Real<T>>& region, const Peak<T>& peak, int64_t p, int64_t q, int64_t count,
-                                          const T* gradient, Plane<Real<T>> total) {
+DELINEATE_INLINE inline void scatter_peak(const Region<Real<T>>& region, const Peak<T>& peak, int64_t p, int64_t q,
+                                          int64_t count, const T* gradient, Plane<Real<T>> total) {
     const int32_t columns = region.x.first[q + 1] - region.x.first[q];
     const Vector<T> g = load(gradient, count);
     for (int64_t lane = 0; lane < count; lane++) {
@@ -162,7 +169,8 @@ DELINEATE_INLINE inline void max_backward_of(const Region<Real<T>>& region, Plan
         for (int64_t c = from; c < to; c += kLanes) {
             const int64_t count = std::min<int64_t>(kLanes, to - c);
             const Peak<T> peak = peak_of(region, plane, p, q, c, Part{count});
-            scatter_peak<T>(region, peak, p, q, count, gradient + bin * channels + c, {total.data + (c - from), total.row, total.column, 1});
+            scatter_peak<T>(region, peak, p, q, count, gradient + bin * channels + c,
+                            {total.data + (c - from), total.row, total.column, 1});
         }
     });
 }
@@ -170,7 +178,8 @@ DELINEATE_INLINE inline void max_backward_of(const Region<Real<T>>& region, Plan
 template <typename T>
 DELINEATE_INLINE inline void round_to_of(const float* sums, int64_t count, T* result) {
     over_channels(0, count, [&](int64_t c, auto runs, auto access) DELINEATE_INLINE {
-        for (int k = 0; k < decltype(runs)::value; k++) access.store(result + c + k * kLanes, access.load(sums + c + k * kLanes));
+        for (int k = 0; k < decltype(runs)::value; k++)
+            access.store(result + c + k * kLanes, access.load(sums + c + k * kLanes));
     });
 }
 

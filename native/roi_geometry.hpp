@@ -35,8 +35,8 @@ struct Axis {
     std::vector<int32_t> first{0};
     std::vector<Sample<A>> samples;
     std::vector<Tap<A>> taps;
-    std::vector<char> outside;          // whether some point of the bin lies outside the map, where everything is 0
-    int32_t lowest = 0, highest = -1;   // the cells that are read lie between these
+    std::vector<char> outside;         // whether some point of the bin lies outside the map, where everything is 0
+    int32_t lowest = 0, highest = -1;  // the cells that are read lie between these
 
     Axis() = default;
     Axis(int64_t bins, int64_t items, bool maximum) : maximum_(maximum) {
@@ -137,8 +137,7 @@ Axis<A> pool_axis(A from, A to, A scale, int64_t bins, int64_t length, const Rul
         if (std::isfinite(begin) && std::isfinite(end)) {
             const auto low = static_cast<int32_t>(std::clamp(begin, A(0), limit));
             const auto high = static_cast<int32_t>(std::clamp(end, A(0), limit));
-            for (int32_t cell = low; cell < high; cell++)
-                axis.add({cell, cell, A(1), A(0)}, A(1) / static_cast<A>(high - low));
+            for (int32_t cell = low; cell < high; cell++) axis.add({cell, cell, A(1), A(0)}, A(1) / static_cast<A>(high - low));
         }
         axis.close_bin(false);
     }

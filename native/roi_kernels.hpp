@@ -24,7 +24,8 @@ struct Plane {
                       Plane<Real<T>>);                                                                                         \
     /* channels first: result (channels, bins y, bins x), of channels from..to-1 */                                            \
     void mean_forward_planes(const Region<Real<T>>&, Plane<const T>, int64_t width, int64_t from, int64_t to, T* result);      \
-    void mean_backward_planes(const Region<Real<T>>&, const T* gradient, int64_t width, int64_t from, int64_t to, Plane<Real<T>>);
+    void mean_backward_planes(const Region<Real<T>>&, const T* gradient, int64_t width, int64_t from, int64_t to,              \
+                              Plane<Real<T>>);
 
 DELINEATE_ROI_KERNELS(float)
 DELINEATE_ROI_KERNELS(double)

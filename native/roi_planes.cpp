@@ -14,29 +14,29 @@ struct Span {
           width(std::max<int64_t>(kLanes, highest - start + 1)) {}
 };
 
-// Exchanges rows and columns of a block: lane j of vector i becomes lane i of vector j.
+// Exchanges rows and columns of a block: lane j of vector i becomes lane i of vector j. Squares beside the diagonal change
+// places, each `kStep` lanes wide, first large ones, then small ones inside of them.
+template <int kStep, typename V, int... kLane>
+DELINEATE_INLINE inline void exchange_squares(V (&block)[kLanes], std::integer_sequence<int, kLane...>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i++) {
+        if (i & kStep) continue;
+        const V a = block[i], b = block[i + kStep];
+        block[i] = __builtin_shufflevector(a, b, (kLane & kStep ? kLane - kStep + kLanes : kLane)...);
+        block[i + kStep] = __builtin_shufflevector(a, b, (kLane & kStep ? kLane + kLanes : kLane + kStep)...);
+    }
+}
 template <typename V>
 DELINEATE_INLINE inline void transpose(V (&block)[kLanes]) {
-    using Index = std::conditional_t<std::is_same_v<V, Doubles>, Longs, Ints>;
-    const Index lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const auto exchange = [&](auto step) DELINEATE_INLINE {  // of the squares beside the diagonal, `step` wide
-        constexpr int kStep = decltype(step)::value;
-        const Index right = (lane & kStep) != 0, upper = right ? lane - kStep + kLanes : lane, lower = right ? lane + kLanes : lane + kStep;
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; i++) {
-            if (i & kStep) continue;
-            const V a = block[i], b = block[i + kStep];
-            block[i] = __builtin_shuffle(a, b, upper);
-            block[i + kStep] = __builtin_shuffle(a, b, lower);
-        }
-    };
-    exchange(std::integral_constant<int, 8>{});
-    exchange(std::integral_constant<int, 4>{});
-    exchange(std::integral_constant<int, 2>{});
-    exchange(std::integral_constant<int, 1>{});
+    constexpr std::make_integer_sequence<int, kLanes> lanes;
+    exchange_squares<8>(block, lanes);
+    exchange_squares<4>(block, lanes);
+    exchange_squares<2>(block, lanes);
+    exchange_squares<1>(block, lanes);
 }
 
-// The averaged rows of kLanes planes, as (bins y, columns, planes): planes come last, so that vectors run along them from here on.
+// The averaged rows of kLanes planes, as (bins y, columns, planes): planes come last, so that vectors run along them from here
+// on.
 template <typename T, bool kWide>
 DELINEATE_INLINE inline void average_rows(const Axis<Real<T>>& y, const T* const (&corners)[kLanes], int64_t row, Span span,
                                           int64_t map_width, Real<T>* rows) {
@@ -49,7 +49,8 @@ DELINEATE_INLINE inline void average_rows(const Axis<Real<T>>& y, const T* const
                 const Real<T> weight = y.taps[i].weight;
 #pragma GCC unroll 16
                 for (int c = 0; c < kLanes; c++)
-                    block[c] += weight * (kWide ? load(corners[c] + offset) : load(corners[c] + offset, map_width - span.start - column));
+                    block[c] += weight * (kWide ? load(corners[c] + offset)
+                                                : load(corners[c] + offset, map_width - span.start - column));
             }
             transpose(block);
             Real<T>* place = rows + (p * span.width + column) * kLanes;
@@ -74,8 +75,8 @@ DELINEATE_INLINE inline void average_columns(const Region<A>& region, Span span,
 }
 
 template <typename T>
-DELINEATE_INLINE inline void mean_forward_of(const Region<Real<T>>& region, Plane<const T> plane, int64_t map_width, int64_t from,
-                                             int64_t to, T* result) {
+DELINEATE_INLINE inline void mean_forward_of(const Region<Real<T>>& region, Plane<const T> plane, int64_t map_width,
+                                             int64_t from, int64_t to, T* result) {
     using A = Real<T>;
     const int64_t bins = region.y.size() * region.x.size(), blocks = (bins + kLanes - 1) / kLanes;
     const Span span(region.x.lowest, region.x.highest, map_width);
@@ -84,8 +85,10 @@ DELINEATE_INLINE inline void mean_forward_of(const Region<Real<T>>& region, Plan
         const int64_t planes = std::min<int64_t>(kLanes, to - c);
         const T* corners[kLanes];  // where there are fewer planes, the last one again
         for (int64_t i = 0; i < kLanes; i++) corners[i] = plane.data + (c + std::min(i, planes - 1)) * plane.channel;
-        if (span.start + span.width <= map_width) average_rows<T, true>(region.y, corners, plane.row, span, map_width, rows.data());
-        else average_rows<T, false>(region.y, corners, plane.row, span, map_width, rows.data());
+        if (span.start + span.width <= map_width)
+            average_rows<T, true>(region.y, corners, plane.row, span, map_width, rows.data());
+        else
+            average_rows<T, false>(region.y, corners, plane.row, span, map_width, rows.data());
         average_columns(region, span, rows.data(), means.data());
         for (int64_t b = 0; b < blocks; b++) {
             Vector<T> block[kLanes];
@@ -97,8 +100,10 @@ DELINEATE_INLINE inline void mean_forward_of(const Region<Real<T>>& region, Plan
             for (int i = 0; i < kLanes; i++) store(turned[i], block[i]);
             for (int64_t i = 0; i < planes; i++) {
                 T* place = result + (c + i) * bins + b * kLanes;
-                if (b + 1 < blocks || bins % kLanes == 0) store(place, load(turned[i]));
-                else store(place, load(turned[i]), bins - b * kLanes);
+                if (b + 1 < blocks || bins % kLanes == 0)
+                    store(place, load(turned[i]));
+                else
+                    store(place, load(turned[i]), bins - b * kLanes);
             }
         }
     }
@@ -140,14 +145,14 @@ DELINEATE_INLINE inline void mean_backward_of(const Region<Real<T>>& region, con
 
 }  // namespace
 
-#define DEFINE(T)                                                                                                               \
-    DELINEATE_SIMD void mean_forward_planes(const Region<Real<T>>& region, Plane<const T> plane, int64_t width, int64_t from,   \
-                                            int64_t to, T* result) {                                                            \
-        mean_forward_of(region, plane, width, from, to, result);                                                                \
-    }                                                                                                                           \
-    DELINEATE_SIMD void mean_backward_planes(const Region<Real<T>>& region, const T* gradient, int64_t width, int64_t from,     \
-                                             int64_t to, Plane<Real<T>> total) {                                                \
-        mean_backward_of(region, gradient, width, from, to, total);                                                             \
+#define DEFINE(T)                                                                                                             \
+    DELINEATE_SIMD void mean_forward_planes(const Region<Real<T>>& region, Plane<const T> plane, int64_t width, int64_t from, \
+                                            int64_t to, T* result) {                                                          \
+        mean_forward_of(region, plane, width, from, to, result);                                                              \
+    }                                                                                                                         \
+    DELINEATE_SIMD void mean_backward_planes(const Region<Real<T>>& region, const T* gradient, int64_t width, int64_t from,   \
+                                             int64_t to, Plane<Real<T>> total) {                                              \
+        mean_backward_of(region, gradient, width, from, to, total);                                                           \
     }
 
 DEFINE(float)
