@@ -252,11 +252,11 @@ def _shares(cell, index, axis, rule: tl.constexpr):
     cell = cell.to(tl.float32)
     first = (cell * 0.0 + index * 0.0).to(tl.int32)
     most = count
-    if rule.sampling_ratio <= 0:  # points are half a cell apart or more, or there is one: six from the first in reach on
+    if rule.sampling_ratio <= 0:  # bins of four points or more have 3/4 of a cell between them: five of these cover two cells
         step = tl.div_rn(bin_size, tl.maximum(count, 1.0))
         reach = (cell - 1.0 - start - index.to(tl.float32) * bin_size) / step - 0.5
         first = tl.minimum(tl.maximum(tl.floor(reach), 0.0), count).to(tl.int32)
-        most = tl.minimum(count, 6.0)
+        most = tl.minimum(count, 5.0)
     share = first * 0.0
     for i in range(most.to(tl.int32)):
         at, inside = _position(first + i, index, axis, rule)
