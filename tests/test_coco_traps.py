@@ -6,12 +6,15 @@ import contextlib
 import copy
 import io
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import hotcoco
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -97,12 +100,12 @@ FAULTS = [
     (changed(score=NAN), "bbox", "detection 1: score is nan"),
     (changed(score=float("inf")), "bbox", "detection 1: score is inf"),
     (changed(score=None), "bbox", "detection 1: score is None"),
-    (changed(score="0.5"), "bbox", "detection 1: score is '0.5'|Expected `float"),
+    (changed(score="0.5"), "bbox", "detection 1: score is '0.5'"),
     (changed(image_id=5), "bbox", "detection 1: image_id 5 is not among the 2 images"),
     (changed(category_id=4), "bbox", "detection 1: category_id 4 is unknown; the truth has 3"),
     (changed(bbox=[1, 1, -4, 4]), "bbox", "detection 1: bbox is"),
     (changed(bbox=[1, 1, NAN, 4]), "bbox", "detection 1: bbox is"),
-    (changed(bbox=[1, 1, 4]), "bbox", r"detection 1: bbox is|Expected `array` of length 4"),
+    (changed(bbox=[1, 1, 4]), "bbox", "detection 1: bbox is"),
     (changed(bbox=None), "bbox", "detection 1: has no 'bbox'"),
     (changed(segmentation=None), "segm", "detection 1: has no 'segmentation'"),
     (changed(segmentation=code((20, 21))), "segm", r"detection 1: its mask is \(20, 21\)"),
@@ -226,11 +229,11 @@ def test_boxes_decide_what_area_a_masks_detection_has() -> None:
 def test_any_number_of_detections_and_any_areas() -> None:
     """pycocotools' summary gives -1 for AP unless 100 is among maxDets."""
     truth, found = case()
-    settings = ApSettings.coco("bbox", max_detections=(1, 7), areas=(("all", 0.0, 1e10), ("cells", 30.0, 40.0)))
-    scores = coco_scores(truth, found, settings)
+    chosen = ApSettings.coco("bbox", max_detections=(1, 7), areas=(("all", 0.0, 1e10), ("cells", 30.0, 40.0)))
+    scores = coco_scores(truth, found, chosen)
     assert list(scores) == ["AP", "AP50", "AP75", "AP_cells", "AR1", "AR7", "AR_cells"]
     assert set(np.round(list(scores.values()), 9)) == {1.0}
-    curves = coco_curves(truth, found, settings)
+    curves = coco_curves(truth, found, chosen)
     assert curves.average_precision(iou=0.5, area="cells", max_detections=7, category=3) == pytest.approx(1.0)
     assert curves.average_recall(max_detections=1) == 1.0
     curve = curves.precision_recall(3, iou=0.75)
@@ -273,16 +276,53 @@ def test_federated_classes_are_judged_where_they_are_known() -> None:
         image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
     del truth["annotations"][1]  # so that the detection in image 9 is of a class that is not known there
     found[1]["score"] = 0.95
-    settings = ApSettings.lvis("segm")
+    chosen = ApSettings.lvis("segm")
     for backend in BACKENDS:
-        unknown = coco_scores(truth, found, settings, backend=backend)
+        unknown = coco_scores(truth, found, chosen, backend=backend)
         assert unknown["AP"] == pytest.approx(1.0)
         assert (unknown["APr"], unknown["APf"]) == (unknown["AP"], -1.0)
         negative = copy.deepcopy(truth)
         negative["images"][1]["neg_category_ids"] = [3]
-        assert coco_scores(negative, found, settings, backend=backend)["AP"] == pytest.approx(0.5)
+        assert coco_scores(negative, found, chosen, backend=backend)["AP"] == pytest.approx(0.5)
         negative["images"][1]["not_exhaustive_category_ids"] = [3]
-        assert coco_scores(negative, found, settings, backend=backend)["AP"] == pytest.approx(1.0)
+        assert coco_scores(negative, found, chosen, backend=backend)["AP"] == pytest.approx(1.0)
     del truth["images"][0]["neg_category_ids"]
     with pytest.raises(DataError, match="image 4: has no 'neg_category_ids'"):
-        coco_scores(truth, found, settings)
+        coco_scores(truth, found, chosen)
+
+
+ODD = [None, "x", -1, 1.5, float("inf"), float("nan"), [], {}, [[]], [None], True, 10**30, {"size": [20, 20]}, [["a"] * 6]]
+
+
+def places(content: Any, so_far: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value within."""
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [so_far] * bool(so_far) + [place for key, value in inner for place in places(value, (*so_far, key))]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.sampled_from(["bbox", "segm", "boundary", "keypoints"]), st.booleans())
+def test_damage_anywhere_is_one_line(data: st.DataObject, iou_type: Any, in_files: bool) -> None:
+    """Whatever stands in place of any value: a number, or one line that says what is wrong, never a traceback."""
+    truth, found = case()
+    for row in (*truth["annotations"], *found):
+        row["keypoints"] = [3.0, 3.0, 2.0] * 17
+    sides: list[Any] = [truth, found]
+    side = data.draw(st.sampled_from([0, 1]))
+    *way, last = data.draw(st.sampled_from(places(sides[side])))
+    target = sides[side]
+    for key in way:
+        target = target[key]
+    target[last] = data.draw(st.sampled_from(ODD))
+    with tempfile.TemporaryDirectory() as folder:
+        if in_files:
+            for n, name in enumerate(("truth", "found")):
+                path = Path(folder, name)
+                path.write_text(json.dumps(sides[n]))
+                sides[n] = path
+        try:
+            scores = coco_scores(*sides, iou_type)
+        except DataError as error:
+            assert "\n" not in str(error)
+        else:
+            assert all(-1 <= value <= 1 for value in scores.values())

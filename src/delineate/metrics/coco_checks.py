@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 from operator import attrgetter
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -21,10 +20,26 @@ from delineate.metrics.average_precision import FREQUENCIES, ApSettings
 Rows = Sequence[Any]
 
 
+class Size(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=True):
+    """Height and width in a run-length code of a file."""
+
+    height: int
+    width: int
+
+
 class Outline(msgspec.Struct, gc=False):
     """What is checked of a run-length code in a file; whoever decodes it sees to its counts."""
 
-    size: tuple[int, int]
+    size: Size
+
+
+class Box(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=True):
+    """A box of a file: reading checks all that is asked of it."""
+
+    x: float
+    y: float
+    width: Annotated[float, msgspec.Meta(ge=0)]
+    height: Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Table:
@@ -46,11 +61,13 @@ class Table:
 
 def check_truth(images: Table, categories: Table, annotations: Table, settings: ApSettings) -> None:
     """Raise `DataError` for the first image, category or annotation that cannot be evaluated under `settings`."""
+    _check_all(images, "image", "id", lambda i: isinstance(i, int | str | np.integer), "expected a number or a text")
+    _check_all(categories, "category", "id", lambda i: isinstance(i, int | np.integer), "expected a number")
     for what, values in (("image", images["id"]), ("category", categories["id"])):
         if len(set(values)) < len(values):
             repeated = next(v for i, v in enumerate(values) if v in values[:i])
             raise DataError(f"{what} id {repeated!r} occurs twice in the truth; each needs its own")
-    if None in images["id"] or len({isinstance(i, str) for i in images["id"]}) > 1:
+    if len({isinstance(i, str) for i in images["id"]}) > 1:
         raise DataError("the ids of the images are not all numbers, or all texts; COCO takes the images in their order")
     _check_references(annotations, "annotation", images, categories)
     _check_shapes(annotations, "annotation", settings)
@@ -99,7 +116,7 @@ def _check_shapes(rows: Table, what: str, settings: ApSettings | None) -> None:
     if (bad := _first_bad_box(rows["bbox"])) is not None:
         raise DataError(f"{what} {bad}: bbox is {rows['bbox'][bad]!r}; expected x, y, width, height, finite and not negative")
     if (
-        bad := next((i for i in _unchecked(rows["segmentation"]) if not _is_outline(rows["segmentation"][i])), None)
+        bad := next((i for i in _unchecked(rows["segmentation"]) if not is_outline(rows["segmentation"][i])), None)
     ) is not None:
         raise DataError(f"{what} {bad}: segmentation is neither polygons of 3 or more points nor a run-length code")
     if needed == "keypoints" and settings is not None:
@@ -121,27 +138,26 @@ def _choice(settings: ApSettings | None) -> str:
 
 def _check_keypoints(values: Sequence[Any], what: str, points: int) -> None:
     for index, value in enumerate(values):
+        if not isinstance(value, list | tuple | np.ndarray) or not all(map(_is_finite, value)):
+            raise DataError(f"{what} {index}: keypoints are not finite numbers x, y, v of each point")
         if len(value) != 3 * points:
             raise DataError(f"{what} {index}: has {len(value) / 3:g} keypoints (x, y, v), but there are {points} sigmas")
-        if not np.isfinite(value).all():
-            raise DataError(f"{what} {index}: a keypoint is not finite")
 
 
 def _check_sizes(rows: Table, what: str, images: Table) -> None:
     """A run-length code must be of its image's size: pycocotools would compare it with nothing."""
     known = zip(images["height"], images["width"], strict=True) if len(images) else ()
-    sizes = dict(zip(images["id"], known, strict=True))
-    outlines = rows["segmentation"]
-    if set(map(type, outlines)) == {Outline}:
-        seen = list(map(attrgetter("size"), outlines))
-    else:
-        seen = [None if o is None or isinstance(o, list | tuple) else tuple(_size(o)) for o in outlines]
-    wanted = list(map(sizes.__getitem__, rows["image_id"]))
-    if seen == wanted:
+    sizes = {image: Size(*size) for image, size in zip(images["id"], known, strict=True)}
+    outlines, wanted = rows["segmentation"], list(map(sizes.__getitem__, rows["image_id"]))
+    if set(map(type, outlines)) == {Outline} and list(map(attrgetter("size"), outlines)) == wanted:
         return
-    for index, (size, own) in enumerate(zip(seen, wanted, strict=True)):
-        if size is not None and size != own and None not in own:  # an image without a size takes masks of any
-            raise DataError(f"{what} {index}: its mask is {size} (height, width), its image {own}; make them equal")
+    for index, (outline, own) in enumerate(zip(outlines, wanted, strict=True)):
+        if not outline or isinstance(outline, list | tuple) or None in (own.height, own.width):
+            continue  # an image without a size takes masks of any
+        size = outline.size if isinstance(outline, Outline) else Size(*outline["size"])
+        if size != own:
+            shown = [(s.height, s.width) for s in (size, own)]
+            raise DataError(f"{what} {index}: its mask is {shown[0]} (height, width), its image {shown[1]}; make them equal")
 
 
 def _check_federated(images: Table, categories: Table) -> None:
@@ -150,7 +166,7 @@ def _check_federated(images: Table, categories: Table) -> None:
         if None in images[key]:
             raise DataError(f"image {images['id'][images[key].index(None)]!r}: has no '{key}', which LVIS needs")
     for category, frequency in zip(categories["id"], categories["frequency"], strict=True):
-        if frequency not in FREQUENCIES:
+        if not isinstance(frequency, str) or frequency not in FREQUENCIES:
             raise DataError(f"category {category!r}: frequency is {frequency!r}, expected {', '.join(FREQUENCIES)}")
 
 
@@ -173,11 +189,9 @@ def _first_outside(values: Sequence[Any], known: set[Any]) -> int | None:
 
 
 def _first_bad_box(boxes: Sequence[Any]) -> int | None:
-    if set(map(type, boxes)) == {tuple}:  # from a file: four floats each
-        numbers = np.fromiter(chain.from_iterable(boxes), np.float64, count=4 * len(boxes)).reshape(-1, 4)
-        good = np.isfinite(numbers).all(axis=1) & (numbers[:, 2:] >= 0).all(axis=1)
-        return None if good.all() else int(np.argmin(good))
-    return next((i for i, box in enumerate(boxes) if box is not None and not _is_box(box)), None)
+    if set(map(type, boxes)) <= {Box, type(None)}:
+        return None
+    return next((i for i, box in enumerate(boxes) if not isinstance(box, Box | None) and not _is_box(box)), None)
 
 
 def _is_box(box: Any) -> bool:
@@ -209,11 +223,8 @@ def _unchecked(outlines: Sequence[Any]) -> Iterable[int]:
     return (i for i, outline in enumerate(outlines) if outline and type(outline) is not Outline)
 
 
-def _size(outline: Any) -> Any:
-    return outline["size"] if isinstance(outline, Mapping) else outline.size
-
-
-def _is_outline(outline: Any) -> bool:
+def is_outline(outline: Any) -> bool:
+    """Whether it has the form of polygons or of a run-length code."""
     if isinstance(outline, list | tuple):
         return all(map(_is_polygon, outline))
     size = outline.get("size") if isinstance(outline, Mapping) else None
@@ -222,10 +233,9 @@ def _is_outline(outline: Any) -> bool:
 
 def _is_polygon(polygon: Any) -> bool:
     """Whether there are an even number of numbers, 6 or more; of a polygon that is not parsed, whether it may be so."""
-    if isinstance(polygon, msgspec.Raw):
-        text = bytes(polygon)
-        commas = text.count(b",")
-        return text[:1] == b"[" and commas >= 5 and commas % 2 == 1
+    if type(polygon) is msgspec.Raw:
+        commas = bytes(polygon).count(b",")
+        return commas >= 5 and commas % 2 == 1
     if not isinstance(polygon, list | tuple | np.ndarray) or len(polygon) < 6 or len(polygon) % 2:
         return False
     return all(map(_is_finite, polygon))

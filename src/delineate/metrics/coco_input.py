@@ -14,7 +14,7 @@ import msgspec
 
 from delineate.errors import DataError
 from delineate.metrics.average_precision import ApSettings, Category
-from delineate.metrics.coco_checks import Outline, Rows, Table, check_found, check_truth
+from delineate.metrics.coco_checks import Box, Outline, Rows, Table, check_found, check_truth, is_outline
 
 Truth = Mapping[str, Any] | str | Path
 Detections = Sequence[Mapping[str, Any]] | str | Path
@@ -49,7 +49,8 @@ def coco_data(truth: Truth, detections: Detections, settings: ApSettings, *, in_
     names = tuple(sorted(images["id"]))
     columns = zip(categories["id"], categories["name"], categories["frequency"], strict=True)
     classes = tuple(sorted(Category(i, str(i if name is None else name), kind or "") for i, name, kind in columns))
-    usable = in_place and _usable(images, categories, annotations, settings)
+    as_structs = not any(isinstance(part[0], Mapping) for part in (*rows, results) if part)
+    usable = in_place and as_structs and _usable(images, categories, annotations, settings)
     if usable and isinstance(truth, str | Path) and isinstance(detections, str | Path):
         return CocoData(Path(truth), Path(detections), classes, names, names)
     with _naming(truth):
@@ -57,7 +58,7 @@ def coco_data(truth: Truth, detections: Detections, settings: ApSettings, *, in_
         prepared = _prepared(rows, names, settings)
     with _naming(detections):
         results = json.loads(Path(detections).read_bytes()) if isinstance(detections, str | Path) else results
-        found = _prepared_detections(results, names, prepared["images"])
+        found = _prepared_detections(results, names, prepared["images"], settings)
     if settings.federated:
         prepared, found = _federated(prepared, found, settings)
     return CocoData(prepared, found, classes, tuple(range(len(names))), names)
@@ -71,7 +72,7 @@ class _Object(msgspec.Struct, gc=False):
 
     image_id: int | str | None = None
     category_id: int | None = None
-    bbox: tuple[float, float, float, float] | None = None
+    bbox: Box | None = None
     segmentation: Outline | list[msgspec.Raw] | None = None  # polygons are not parsed here: they hold most of a file's numbers
     keypoints: list[float] | None = None
     score: float | None = None
@@ -131,24 +132,27 @@ def _parts(content: Any) -> _Parts:
 def _read_detections(detections: Detections) -> Rows:
     rows = _read(detections, list[_Object]) if isinstance(detections, str | Path) else detections
     with _naming(detections):
-        if not isinstance(rows, Sequence) or isinstance(rows, str) or (rows and not isinstance(rows[0], Mapping | _Object)):
+        if not isinstance(rows, Sequence) or isinstance(rows, str):
             raise DataError("is no list of detections, each with image_id, category_id, score and a shape")
+        if not all(issubclass(kind, Mapping | _Object) for kind in set(map(type, rows))):
+            bad = next(i for i, row in enumerate(rows) if not isinstance(row, Mapping))
+            raise DataError(
+                f"detection {bad}: is {rows[bad]!r}; expected a record with image_id, category_id, score and a shape"
+            )
     return rows
 
 
 def _read(path: str | Path, kind: Any) -> Any:
-    """The file as structs of `kind`; as Python's JSON reads it where a value is of another type, so that checks can name it."""
+    """The file as structs of `kind`; if it is not quite of that kind, as Python reads it, for checks to name the record."""
     try:
         text = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give a JSON file in COCO's form") from error
     try:
         return msgspec.json.decode(text, type=kind)
-    except msgspec.ValidationError as error:
-        raise DataError(f"{path}: {error}; expected JSON in COCO's form") from error
     except msgspec.DecodeError:
         try:
-            return json.loads(text)  # takes NaN, which JSON has not
+            return json.loads(text)
         except ValueError as error:
             raise DataError(f"{path}: is no JSON: {error}") from error
 
@@ -216,14 +220,15 @@ def _extent(points: Sequence[float]) -> list[float]:
 
 
 def _prepared_detections(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[int | str], images: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, Any]], names: Sequence[int | str], images: Sequence[Mapping[str, Any]], settings: ApSettings
 ) -> list[dict[str, Any]]:
+    shapes = ("bbox", "keypoints") if settings.iou_type == "keypoints" else ("bbox",)
     place = {name: index for index, name in enumerate(names)}
     prepared = []
     for index, row in enumerate(rows):
         image = images[place[row["image_id"]]]
         detection = {"image_id": image["id"], "category_id": row["category_id"], "score": float(row["score"])}
-        detection |= {key: list(row[key]) for key in ("bbox", "keypoints") if row.get(key) is not None}
+        detection |= {key: list(row[key]) for key in shapes if row.get(key) is not None}
         if outline := row.get("segmentation"):
             with _naming(f"detection {index}"):
                 detection["segmentation"] = _compressed(outline, image)
@@ -234,12 +239,17 @@ def _prepared_detections(
 def _compressed(outline: Any, image: Mapping[str, Any]) -> dict[str, Any]:
     """COCO's compressed run lengths of polygons, of uncompressed run lengths, or of run lengths that are compressed already."""
     size = image["height"], image["width"]
-    if isinstance(outline, list | tuple):
-        if min(size) <= 0:
-            raise DataError("is polygons, but its image has no height and width in pixels; add them to 'images'")
-        return hotcoco.mask.merge(hotcoco.mask.fr_py_objects([list(polygon) for polygon in outline], *size))
-    if isinstance(outline["counts"], list):
-        return hotcoco.mask.fr_py_objects(outline, *outline["size"])
+    if not is_outline(outline):  # of a file: reading it left that open
+        raise DataError("segmentation is neither polygons of 3 or more points nor a run-length code")
+    try:
+        if isinstance(outline, list | tuple):
+            if min(size) <= 0:
+                raise DataError("is polygons, but its image has no height and width in pixels; add them to 'images'")
+            return hotcoco.mask.merge(hotcoco.mask.fr_py_objects([list(polygon) for polygon in outline], *size))
+        if isinstance(outline["counts"], list):
+            return hotcoco.mask.fr_py_objects(outline, *outline["size"])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"segmentation cannot be read: {error}") from error
     return {"size": list(outline["size"]), "counts": outline["counts"]}
 
 
