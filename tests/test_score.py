@@ -16,6 +16,7 @@ from skimage.metrics import adapted_rand_error as skimage_adapted_rand
 from delineate.cli import run
 from delineate.data.synthetic import blobs, make_blobs_dataset
 from delineate.errors import ConfigError, DataError
+from delineate.metrics import warping_error
 from delineate.metrics.bootstrap import Resampling
 from delineate.metrics.boundary import boundary_iou
 from delineate.metrics.coco import COCO_NAMES, coco_scores
@@ -145,6 +146,7 @@ def test_em_scores(tmp_path: Path) -> None:
     assert perfect["em/v_rand"] == pytest.approx(1.0)
     assert perfect["em/adapted_rand_error"] == pytest.approx(0.0)
     assert perfect["em/v_info"] == pytest.approx(1.0)
+    assert perfect["em/voi_split"] == perfect["em/voi_merge"] == perfect["em/warping_error"] == 0.0
     merged = score(labels(tmp_path / "p", a=np.ones((96, 96), np.uint8)), t, em="background").summary
     from scipy.ndimage import label
 
@@ -153,6 +155,12 @@ def test_em_scores(tmp_path: Path) -> None:
     reference = skimage_adapted_rand(truth_segments, np.ones((96, 96), int))[0]
     assert merged["em/adapted_rand_error"] == pytest.approx(reference, abs=1e-3)
     assert merged["em/v_rand_merge"] < merged["em/v_rand_split"] == 1.0
+    assert merged["em/voi_split"] == 0.0
+    cells = truth_segments[truth_segments > 0]
+    # All cells are one: what is lost is the entropy of the true cells.
+    shares = np.bincount(cells)[1:] / cells.size
+    assert merged["em/voi_merge"] == pytest.approx(-(shares * np.log2(shares)).sum())
+    assert merged["em/warping_error"] == warping_error(np.ones((96, 96)), membrane).error > 0
     with pytest.raises(ConfigError, match="did you mean 'background'"):
         score(t, t, em="backgruond")
 

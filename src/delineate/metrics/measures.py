@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from delineate.errors import ConfigError, DataError, suggest
 from delineate.metrics.bootstrap import Draws, mean_score, sum_score
-from delineate.metrics.clustering import adapted_rand_error, segments_of, v_info, v_rand
+from delineate.metrics.clustering import adapted_rand_error, segments_of, v_info, v_rand, variation_of_information
 from delineate.metrics.confusion import ConfusionMatrix
 from delineate.metrics.multilabel import MultilabelConfusion
 from delineate.metrics.objects import ObjectScores
 from delineate.metrics.overlap import Overlap, nan_mean, ratio
 from delineate.metrics.reductions import MEAN_IOU
 from delineate.metrics.scores import ClassScores
+from delineate.metrics.warping import warping_error
 
 Array = NDArray[Any]
 Scores = dict[str, Array]  # flat name -> (R,), one score a draw
@@ -48,7 +49,16 @@ class Measure(Protocol):
         ...
 
 
-_LOWER_IS_BETTER = ("em/adapted_rand_error", "hd", "hd95", "assd", "surface_missing")
+_LOWER_IS_BETTER = (
+    "em/adapted_rand_error",
+    "em/voi_split",
+    "em/voi_merge",
+    "em/warping_error",
+    "hd",
+    "hd95",
+    "assd",
+    "surface_missing",
+)
 
 
 def lower_is_better(name: str) -> bool:
@@ -202,7 +212,7 @@ def _of_class(labelling: Labelling, class_id: int) -> Array:
 
 
 class MembraneMeasure:
-    """ISBI 2012's scores of the segments between membranes, the mean over pictures; names begin with "em/".
+    """Scores of the segments between membranes, those of ISBI 2012 first, the mean over pictures; names begin with "em/".
 
     The segments are the connected components of all classes but `membrane`: of the truth without its membranes, of the
     prediction with borders thinned to one pixel.
@@ -214,15 +224,20 @@ class MembraneMeasure:
 
     def update(self, prediction: Labelling, truth: Labelling) -> dict[str, float]:
         """Compare the segments of a picture."""
-        wanted = segments_of((truth.semantic != self.membrane) & (truth.semantic != self.ignore_index))
-        found = segments_of(prediction.semantic != self.membrane, thin=True)
-        rand, info = v_rand(found, wanted), v_info(found, wanted)
+        ignored = truth.semantic == self.ignore_index
+        cells = prediction.semantic != self.membrane
+        true_cells = (truth.semantic != self.membrane) & ~ignored
+        found, wanted = segments_of(cells, thin=True), segments_of(true_cells)
+        rand, info, voi = v_rand(found, wanted), v_info(found, wanted), variation_of_information(found, wanted)
         row = {
             "em/v_rand": rand.score,
             "em/v_rand_split": rand.split,
             "em/v_rand_merge": rand.merge,
             "em/v_info": info.score,
             "em/adapted_rand_error": adapted_rand_error(found, wanted),
+            "em/voi_split": voi.split,
+            "em/voi_merge": voi.merge,
+            "em/warping_error": warping_error(cells, true_cells, ignore=ignored).error,
         }
         self._pictures.append(row)
         return row
