@@ -124,8 +124,8 @@ template <typename T>
 std::vector<Piece> pieces_of(const Call<T>& call, int threads) {
     const auto images = std::accumulate(call.shapes.begin(), call.shapes.end(), int64_t{0},
                                         [](int64_t sum, const Shape& shape) { return sum + shape.images; });
-    const bool few = images * call.channels < 4 * kLanes * 2 * threads;
-    const int64_t step = !call.shapes[0].channels_last ? 8 : few ? kLanes : 4 * kLanes;
+    const bool few = images * call.channels < kRun * 2 * threads;
+    const int64_t step = !call.shapes[0].channels_last ? 8 : few ? kLanes : kRun;
     std::vector<Piece> pieces;
     size_t first = 0;
     for (int64_t level = 0; level < static_cast<int64_t>(call.shapes.size()); level++)

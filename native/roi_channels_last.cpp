@@ -33,7 +33,7 @@ struct Part {
 template <typename F>
 DELINEATE_INLINE inline void over_channels(int64_t from, int64_t to, const F& f) {
     int64_t c = from;
-    for (; c + 4 * kLanes <= to; c += 4 * kLanes) f(c, std::integral_constant<int, 4>{}, Whole{});
+    for (; c + kRun <= to; c += kRun) f(c, std::integral_constant<int, kRun / kLanes>{}, Whole{});
     for (; c + kLanes <= to; c += kLanes) f(c, std::integral_constant<int, 1>{}, Whole{});
     if (c < to) f(c, std::integral_constant<int, 1>{}, Part{to - c});
 }
@@ -65,10 +65,10 @@ DELINEATE_INLINE inline void mean_forward_of(const Region<Real<T>>& region, Plan
             Vector<T> sum[K] = {};
             over_taps(region, plane, p, q, [&](int64_t offset, Real<T> weight) DELINEATE_INLINE {
                 const T* cell = plane.data + offset + c;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int k = 0; k < K; k++) sum[k] += weight * access.load(cell + k * kLanes);
             });
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int k = 0; k < K; k++) access.store(result + bin * channels + c + k * kLanes, sum[k]);
         });
     });
@@ -81,11 +81,11 @@ DELINEATE_INLINE inline void mean_backward_of(const Region<Real<T>>& region, con
         over_channels(from, to, [&](int64_t c, auto runs, auto access) DELINEATE_INLINE {
             constexpr int K = decltype(runs)::value;
             Vector<T> g[K];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int k = 0; k < K; k++) g[k] = access.load(gradient + bin * channels + c + k * kLanes);
             over_taps(region, total, p, q, [&](int64_t offset, Real<T> weight) DELINEATE_INLINE {
                 Real<T>* cell = total.data + offset + (c - from);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int k = 0; k < K; k++) access.store(cell + k * kLanes, access.load(cell + k * kLanes) + weight * g[k]);
             });
         });

@@ -18,7 +18,7 @@ struct Span {
 // places, each `kStep` lanes wide, first large ones, then small ones inside of them.
 template <int kStep, typename V, int... kLane>
 DELINEATE_INLINE inline void exchange_squares(V (&block)[kLanes], std::integer_sequence<int, kLane...>) {
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int i = 0; i < kLanes; i++) {
         if (i & kStep) continue;
         const V a = block[i], b = block[i + kStep];
@@ -29,7 +29,6 @@ DELINEATE_INLINE inline void exchange_squares(V (&block)[kLanes], std::integer_s
 template <typename V>
 DELINEATE_INLINE inline void transpose(V (&block)[kLanes]) {
     constexpr std::make_integer_sequence<int, kLanes> lanes;
-    exchange_squares<8>(block, lanes);
     exchange_squares<4>(block, lanes);
     exchange_squares<2>(block, lanes);
     exchange_squares<1>(block, lanes);
@@ -47,14 +46,14 @@ DELINEATE_INLINE inline void average_rows(const Axis<Real<T>>& y, const T* const
             for (int32_t i = y.first[p]; i < y.first[p + 1]; i++) {
                 const int64_t offset = y.taps[i].cell * row + span.start + column;
                 const Real<T> weight = y.taps[i].weight;
-#pragma GCC unroll 16
+#pragma GCC unroll 8
                 for (int c = 0; c < kLanes; c++)
                     block[c] += weight * (kWide ? load(corners[c] + offset)
                                                 : load(corners[c] + offset, map_width - span.start - column));
             }
             transpose(block);
             Real<T>* place = rows + (p * span.width + column) * kLanes;
-#pragma GCC unroll 16
+#pragma GCC unroll 8
             for (int c = 0; c < kLanes; c++) store(place + c * kLanes, block[c]);
         }
     }
@@ -92,11 +91,11 @@ DELINEATE_INLINE inline void mean_forward_of(const Region<Real<T>>& region, Plan
         average_columns(region, span, rows.data(), means.data());
         for (int64_t b = 0; b < blocks; b++) {
             Vector<T> block[kLanes];
-#pragma GCC unroll 16
+#pragma GCC unroll 8
             for (int i = 0; i < kLanes; i++) block[i] = load(means.data() + (b * kLanes + i) * kLanes);
             transpose(block);
             A turned[kLanes][kLanes];
-#pragma GCC unroll 16
+#pragma GCC unroll 8
             for (int i = 0; i < kLanes; i++) store(turned[i], block[i]);
             for (int64_t i = 0; i < planes; i++) {
                 T* place = result + (c + i) * bins + b * kLanes;
