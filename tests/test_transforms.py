@@ -16,12 +16,12 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tv
 
 from delineate.config import AugmentConfig
-from delineate.data.dataset import KeypointSchema
 from delineate.data.elastic import ElasticGrid, draw_elastic
 from delineate.data.sample import IGNORE, Sample
 from delineate.data.synthetic import blobs
 from delineate.data.transforms import build_transforms
 from delineate.data.warp import Warp
+from delineate.skeleton import KeypointSchema
 
 EVERYTHING: dict[str, Any] = {
     "flip_vertical": 0.5,

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from delineate.data.batch import Batch
     from delineate.data.check import CheckReport, Finding, check_dataset
     from delineate.data.convert import conversion_losses, write_dataset
-    from delineate.data.dataset import Dataset, Instance, KeypointSchema, LabelMap, Record
+    from delineate.data.dataset import Dataset, Instance, LabelMap, Record
     from delineate.data.decode import decode_image, decode_labels, image_size, list_images, page_count, read_pixels
     from delineate.data.intensity import image_statistics, normalize, to_color
     from delineate.data.load import load_sample
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from delineate.data.targets import border_weight_map, make_targets
     from delineate.data.transforms import build_transforms
     from delineate.data.windows import ImageReader, open_image
+    from delineate.skeleton import KeypointSchema
 
 _MODULES = {
     "batch": ("Batch",),

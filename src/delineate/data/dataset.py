@@ -6,20 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from delineate.skeleton import KeypointSchema
+
 Polygon = list[float]  # x0, y0, x1, y1, ... in pixels
 Rle = dict[
     str, Any
 ]  # {"size": [h, w], "counts": list[int] (uncompressed) | str | bytes (compressed)}, COCO's column-major runs
-
-
-@dataclass(frozen=True, slots=True)
-class KeypointSchema:
-    """The skeleton that a data set defines."""
-
-    names: tuple[str, ...]
-    edges: tuple[tuple[int, int], ...] = ()  # pairs of indices into names
-    flip_pairs: tuple[tuple[int, int], ...] = ()  # left and right partners
-    sigmas: tuple[float, ...] = ()  # OKS falloff of each keypoint; empty: not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from delineate.config import AugmentConfig
-from delineate.data.dataset import KeypointSchema
 from delineate.data.elastic import draw_elastic
 from delineate.data.sample import IGNORE, Sample
 from delineate.data.warp import Warp
+from delineate.skeleton import KeypointSchema
 
 RANGES = {torch.uint8: 255.0, torch.uint16: 65535.0}
 

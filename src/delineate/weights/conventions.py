@@ -6,9 +6,21 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from delineate.skeleton import KeypointSchema
+
 Color = Literal["gray", "rgb", "bgr"]
 Normalization = Literal["fixed", "image"]
-Outputs = Literal["classes", "multilabel", "border", "distance"]
+ResizeFilter = Literal["bilinear", "pillow"]  # without antialiasing, as torchvision; Pillow's bilinear of uint8, as Detectron2
+Outputs = Literal["classes", "multilabel", "border", "distance", "instances"]
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """How a picture is resized before it is read: its shorter side to `shortest`, but the longer one to at most `longest`."""
+
+    shortest: int = 800
+    longest: int = 1333
+    filter: ResizeFilter = "bilinear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +32,8 @@ class Conventions:
     Outputs, for K = len(classes):
     `classes`: K logits, softmax. `multilabel`: K logits, a sigmoid each. `border`: K logits, then one of the border between
     touching objects, softmax over K + 1. `distance`: K logits, then one map of the distance to the object's edge, 0 outside,
-    1 at its deepest point.
+    1 at its deepest point. `instances`: `Detections` of K classes, none of them a background, with the keypoints of
+    `keypoints`; the picture is resized by `resize` first.
     """
 
     color: Color = "rgb"
@@ -29,6 +42,8 @@ class Conventions:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     outputs: Outputs = "classes"
+    resize: Resize | None = None
+    keypoints: KeypointSchema | None = None
 
     @property
     def channels(self) -> int:
@@ -46,6 +61,13 @@ class Conventions:
     @classmethod
     def from_json(cls, text: str) -> Conventions:
         """Rebuild from `to_json`'s text; an unknown field raises TypeError."""
-        fields: dict[str, Any] = json.loads(text)
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**values)
+        fields: dict[str, Any] = _tuples(json.loads(text))
+        parts = {"resize": Resize, "keypoints": KeypointSchema}
+        return cls(**{k: parts[k](**v) if k in parts and v is not None else v for k, v in fields.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, however deep, as tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(part) for key, part in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

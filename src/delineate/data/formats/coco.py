@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from delineate.data.dataset import Dataset, Instance, KeypointSchema, Record
+from delineate.data.dataset import Dataset, Instance, Record
 from delineate.data.decode import image_size
 from delineate.data.formats.coco_rows import sound_rows
 from delineate.data.formats.names import shortest_names
@@ -19,6 +19,7 @@ from delineate.data.objects import object_classes, record_objects
 from delineate.data.raster import rle_area, rle_box, segmentation_rle
 from delineate.errors import DataError
 from delineate.files import write_json
+from delineate.skeleton import KeypointSchema
 
 VARIANTS = ("instance", "keypoint")
 _NO_TRUTH = "image_info_"  # how COCO calls a list of test images

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from delineate.data.dataset import Dataset, Instance, KeypointSchema, Record
+from delineate.data.dataset import Dataset, Instance, Record
 from delineate.data.decode import image_size, list_images, missing
 from delineate.data.formats.coco import flip_pairs
 from delineate.data.formats.names import shortest_names
@@ -20,6 +20,7 @@ from delineate.data.objects import object_classes, record_objects
 from delineate.errors import DataError
 from delineate.files import write_text
 from delineate.ops.polygons import mask_to_polygons
+from delineate.skeleton import KeypointSchema
 
 _SPLITS = ("train", "val", "test")
 
