@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 import delineate
 from delineate.errors import ConfigError, DataError, DelineateError
 from delineate.models import create_model, fuse_for_inference
+from delineate.skeleton import KeypointSchema
 from delineate.weights import Conventions, load_model, read_info, save_model
+from delineate.weights.conventions import Resize
 
 CLASSES = ("background", "cell", "wall")
 GRAY = Conventions(color="gray", normalization="image", outputs="border")
@@ -235,3 +237,9 @@ def test_a_fused_network_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_model_of_the_zoo_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Conv2d is not a network of the zoo"):
         save_model(torch.nn.Conv2d(1, 4, 3), tmp_path / "a.safetensors", classes=CLASSES, conventions=GRAY)
+
+
+def test_conventions_of_detectors_come_back_from_json():
+    skeleton = KeypointSchema(("nose", "left_eye", "right_eye"), ((0, 1), (0, 2)), ((1, 2),), (0.026, 0.025, 0.025))
+    conventions = Conventions(color="bgr", outputs="instances", resize=Resize(640, 1024, "pillow"), keypoints=skeleton)
+    assert Conventions.from_json(conventions.to_json()) == conventions

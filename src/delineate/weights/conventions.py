@@ -62,8 +62,10 @@ class Conventions:
     def from_json(cls, text: str) -> Conventions:
         """Rebuild from `to_json`'s text; an unknown field raises TypeError."""
         fields: dict[str, Any] = _tuples(json.loads(text))
-        parts = {"resize": Resize, "keypoints": KeypointSchema}
-        return cls(**{k: parts[k](**v) if k in parts and v is not None else v for k, v in fields.items()})
+        for name, part in (("resize", Resize), ("keypoints", KeypointSchema)):
+            if fields.get(name) is not None:
+                fields[name] = part(**fields[name])
+        return cls(**fields)
 
 
 def _tuples(value: Any) -> Any:
