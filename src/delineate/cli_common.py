@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 Format = Annotated[
-    str | None, Parameter(help="Format of the data: png, coco, yolo, voc, cityscapes or labelme. Default: recognised.")
+    str | None,
+    Parameter(help="png, coco, yolo, voc, cityscapes, labelme or object_masks. Default: recognised."),
 ]
 Device = Annotated[str | None, Parameter(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="Arithmetic of the network.")]

@@ -84,6 +84,8 @@ def conversion_losses(dataset: Dataset, format: str) -> list[str]:
 
 def _target(dataset: Dataset, format: str) -> tuple[str, str | None]:
     name, variant = parse_format(format)
+    if name not in WRITERS:
+        raise ConfigError(f"--to {format}: is read, not written; expected {', '.join(WRITERS)}")
     if variant not in (None, "semantic", "instance"):
         raise ConfigError(f"--to {format}: cannot be written; use --to {name}")
     if dataset.kind == "semantic" and variant not in (None, "semantic"):

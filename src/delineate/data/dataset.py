@@ -32,7 +32,7 @@ class Instance:
 class LabelMap:
     """A picture of class ids or of object ids that lies beside the image."""
 
-    path: Path
+    path: Path  # a file; for objects also a folder with a binary mask each
     kind: Literal["semantic", "instance"]
     frame: int = 0  # page of a multi-page TIFF
     # kind semantic: raw pixel value (or RGB colour) -> class id; None: the values are the ids. Others, 255 aside, are errors.
@@ -60,7 +60,7 @@ class Dataset:
     """A data set read from disk: its classes, and the records of each split. Made by `delineate.data.open_dataset`."""
 
     root: Path
-    format: str  # "png", "coco", "yolo", "voc", "cityscapes", "labelme"
+    format: str  # "png", "coco", "yolo", "voc", "cityscapes", "labelme", "object_masks"
     kind: Literal["semantic", "instance", "keypoint"]  # what its truth is
     classes: tuple[str, ...]  # semantic: index = id in the label map, background included; instance, keypoint: objects only
     splits: dict[str, tuple[Record, ...]]  # "train", "val", "test"; a data set without splits has only "all"

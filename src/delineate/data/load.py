@@ -10,7 +10,7 @@ import torch
 from torchvision import tv_tensors
 
 from delineate.data.dataset import Dataset, Instance, LabelMap, Record
-from delineate.data.decode import Array, decode_image, decode_labels, stored_orientation
+from delineate.data.decode import Array, decode_image, decode_labels, images_in, stored_orientation
 from delineate.data.formats.classes import Key
 from delineate.data.raster import decode_rle, segmentation_rle
 from delineate.data.sample import IGNORE, Sample
@@ -111,12 +111,23 @@ def check_stated_size(record: Record, size: tuple[int, int]) -> None:
 
 
 def _read_labels(label_map: LabelMap, image: Path, size: tuple[int, ...]) -> Array:
+    if label_map.path.is_dir():
+        return _read_object_masks(label_map.path, image, size)
     labels = decode_labels(label_map.path, label_map.frame)
     if labels.shape[:2] != tuple(size):
         shape = f"{labels.shape[0]} x {labels.shape[1]}"
         message = f"{label_map.path}: is {shape} (height x width), its image {image} is {size[0]} x {size[1]}; make them equal"
         raise DataError(message, kind="size mismatch")
     return labels
+
+
+def _read_object_masks(folder: Path, image: Path, size: tuple[int, ...]) -> Array:
+    """Read a folder with a binary mask an object as a map of object ids, in the order of the file names."""
+    ids = np.zeros(size, np.int32)
+    for number, path in enumerate(images_in(folder), start=1):
+        mask = _read_labels(LabelMap(path, "instance"), image, size)
+        ids[mask.any(-1) if mask.ndim == 3 else mask != 0] = number
+    return ids
 
 
 def _look_up(labels: Array, values: dict[Key, int] | None, num_classes: int) -> tuple[Array, Key | None]:

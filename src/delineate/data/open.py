@@ -8,7 +8,7 @@ from pathlib import Path
 
 from delineate.data.dataset import Dataset, Record
 from delineate.data.decode import missing
-from delineate.data.formats import cityscapes, coco, labelme, png, voc, yolo
+from delineate.data.formats import cityscapes, coco, labelme, object_masks, png, voc, yolo
 from delineate.data.formats.problems import Problems
 from delineate.errors import ConfigError, DataError, suggest
 
@@ -19,6 +19,7 @@ READERS: dict[str, Callable[[Path, str | None, Problems], Dataset]] = {
     "voc": voc.read_voc,
     "cityscapes": cityscapes.read_cityscapes,
     "labelme": labelme.read_labelme,
+    "object_masks": object_masks.read_object_masks,
 }
 VARIANTS: dict[str, tuple[str, ...]] = {"png": png.VARIANTS, "coco": coco.VARIANTS, "voc": voc.VARIANTS}
 
@@ -26,9 +27,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {"png": png.VARIANTS, "coco": coco.VARIAN
 def open_dataset(path: str | Path, format: str | None = None, problems: Problems | None = None) -> Dataset:
     """Read what a data set says, without decoding images; the format is recognised, or forced with `format`.
 
-    `format` is one of png, coco, yolo, voc, cityscapes, labelme; a variant may follow a colon: png:semantic, png:instance,
-    voc:instance, voc:boxes, coco:keypoint. With `problems` that collect, what can be skipped is noted there instead of raised.
-    Raises `DataError` naming the path, what was seen and what is expected; `ConfigError` for an unknown format.
+    `format` is one of png, coco, yolo, voc, cityscapes, labelme, object_masks; a variant may follow a colon: png:semantic,
+    png:instance, voc:instance, voc:boxes, coco:keypoint. With `problems` that collect, what can be skipped is noted
+    there instead of raised. Raises `DataError` naming the path, what was seen and what is expected; `ConfigError` for an unknown format.
     """
     path = Path(path)
     name, variant = parse_format(format) if format else (None, None)
@@ -72,6 +73,8 @@ def recognise(path: Path) -> str:
         return "coco"
     if labelme.find_labelme_files(path):
         return "labelme"
+    if object_masks.is_object_masks_folder(path):
+        return "object_masks"
     return "png"
 
 
