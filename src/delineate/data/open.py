@@ -29,7 +29,8 @@ def open_dataset(path: str | Path, format: str | None = None, problems: Problems
 
     `format` is one of png, coco, yolo, voc, cityscapes, labelme, object_masks; a variant may follow a colon: png:semantic,
     png:instance, voc:instance, voc:boxes, coco:keypoint. With `problems` that collect, what can be skipped is noted
-    there instead of raised. Raises `DataError` naming the path, what was seen and what is expected; `ConfigError` for an unknown format.
+    there instead of raised. Raises `DataError` naming the path, what was seen and what is expected; `ConfigError` for an
+    unknown format.
     """
     path = Path(path)
     name, variant = parse_format(format) if format else (None, None)
