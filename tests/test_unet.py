@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from delineate.errors import ConfigError
 from delineate.models import create_model
-from delineate.models.blocks import InstanceNorm, Merge, NearestConv, bilinear_conv, initialize
+from delineate.models.blocks import Merge, NearestConv, bilinear_conv, initialize
+from delineate.models.norms import InstanceNorm
 from delineate.models.unet import pad_to_multiple
 
 

@@ -9,33 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Norm = Callable[[int], nn.Module]  # channels -> normalisation
+from delineate.models.norms import Norm
+
 Activation = Callable[[], nn.Module]
 Upsample = Callable[[int, int], nn.Module]  # in channels, out channels -> twice the size, then a 3x3 convolution
-
-
-class InstanceNorm(nn.GroupNorm):
-    """Instance normalisation with learned scale and shift, also of a map that is a single pixel (torch's own refuses that).
-
-    It is group normalisation with a group a channel, which reads channels-last maps where `nn.InstanceNorm2d` copies them. Only
-    its gradient is slow on CPU, so there each picture of a training batch goes through the batch normalisation of one.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and input.device.type == "cpu":
-            return torch.cat([self._normalize_one(picture) for picture in input.split(1)])  # 3 to 18 times as fast
-        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
-
-    def _normalize_one(self, picture: Tensor) -> Tensor:
-        return torch.batch_norm(picture, self.weight, self.bias, None, None, True, 0.0, self.eps, False)
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with eight groups, or as many as divide the channels."""
-    return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 class ConvNormAct(nn.Module):

@@ -8,7 +8,8 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from delineate.models.blocks import Activation, ConvNormAct, Merge, Norm, Upsample
+from delineate.models.blocks import Activation, ConvNormAct, Merge, Upsample
+from delineate.models.norms import Norm
 from delineate.models.semantic import SemanticModel
 
 

@@ -12,14 +12,14 @@ from torch import nn
 from delineate.errors import ConfigError, suggest
 from delineate.models.backbones.plain import PlainEncoder
 from delineate.models.backbones.timm import timm_encoder
-from delineate.models.blocks import InstanceNorm, NearestConv, bilinear_conv, group_norm, initialize, transpose_conv
+from delineate.models.blocks import NearestConv, bilinear_conv, initialize, transpose_conv
+from delineate.models.norms import NORMS
 from delineate.models.semantic import SemanticModel
 from delineate.models.unet import UNet, UNetDecoder
 from delineate.models.unet_original import UNetOriginal
 
 T = TypeVar("T")
 
-NORMS = {"batch": nn.BatchNorm2d, "instance": InstanceNorm, "group": group_norm}
 SLOPES = {"relu": 0.0, "leaky_relu": 0.01}  # slope below zero
 UPSAMPLINGS = {"nearest": NearestConv, "bilinear": bilinear_conv, "transpose": transpose_conv}
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from delineate.models.blocks import Activation, ConvNormAct, Norm
+from delineate.models.blocks import Activation, ConvNormAct
+from delineate.models.norms import Norm
 
 
 class PlainEncoder(nn.Module):

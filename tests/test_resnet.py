@@ -1,0 +1,134 @@
+"""ResNet against torchvision's and timm's, forwards and backwards."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from delineate.models.backbones.resnet import resnet
+from delineate.models.norms import FrozenBatchNorm2d
+
+
+def randomize(model: nn.Module) -> None:
+    """Statistics and affine parameters of every normalisation as a trained network might have them."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy all but the classifier; nothing may be missing or left over."""
+    state = {name: tensor for name, tensor in source.state_dict().items() if not name.startswith("fc.")}
+    target.load_state_dict(state)
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    scale = float(theirs.detach().abs().max())
+    torch.testing.assert_close(ours, theirs, atol=1e-5 * scale, rtol=1e-4)
+
+
+def stages_of(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The maps of a torchvision or timm ResNet, by running its parts by name."""
+    part = model.get_submodule
+    act = part("relu" if hasattr(model, "relu") else "act1")
+    x = act(part("bn1")(part("conv1")(x)))
+    maps = [x]
+    x = part("maxpool")(x)
+    for number in range(1, 5):
+        x = part(f"layer{number}")(x)
+        maps.append(x)
+    return maps
+
+
+CASES = {
+    "torchvision resnet18": (lambda: torchvision.models.resnet18(), {"depth": 18}),
+    "torchvision resnet50": (lambda: torchvision.models.resnet50(), {"depth": 50}),
+    "torchvision resnet50 dilated": (
+        lambda: torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True]),
+        {"depth": 50, "dilate": (True, True)},
+    ),
+    "torchvision resnext50": (
+        lambda: torchvision.models.resnext50_32x4d(),
+        {"depth": 50, "groups": 32, "width_per_group": 4, "dilate": (False, False)},
+    ),
+    "timm resnet34 dilated": (lambda: timm.create_model("resnet34", output_stride=16), {"depth": 34, "dilate": (False, True)}),
+    "timm resnet18 dilated": (lambda: timm.create_model("resnet18", output_stride=8), {"depth": 18, "dilate": (True, True)}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_maps_and_gradients_are_those_of_the_peer(case: str, device: torch.device) -> None:
+    make, options = CASES[case]
+    theirs, ours = make().to(device), resnet(**options).to(device)
+    randomize(theirs)
+    copy_weights(theirs, ours)
+    x = torch.randn(2, 3, 65, 78, device=device)
+    theirs.eval()
+    ours.eval()
+    expected, found = stages_of(theirs, x), ours(x)
+    for reduction, width, ours_map, their_map in zip(ours.reductions, ours.channels, found, expected, strict=True):
+        assert ours_map.shape == (2, width, -(-65 // reduction), -(-78 // reduction))
+        assert_close(ours_map, their_map)
+    expected[-1].square().mean().backward()
+    found[-1].square().mean().backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        their_gradient = gradients[name]
+        assert parameter.grad is not None
+        assert their_gradient is not None
+        assert_close(parameter.grad, their_gradient)
+
+
+@pytest.mark.parametrize(("depth", "name"), [(101, "resnet101"), (152, "resnet152")])
+def test_deep_networks_have_the_tensors_of_torchvision(depth: int, name: str) -> None:
+    with torch.device("meta"):
+        theirs, ours = getattr(torchvision.models, name)(), resnet(depth)
+    expected = {key: tensor.shape for key, tensor in theirs.state_dict().items() if not key.startswith("fc.")}
+    assert {key: tensor.shape for key, tensor in ours.state_dict().items()} == expected
+
+
+def test_stride_moves_to_the_first_convolution() -> None:
+    model = resnet(50, stride_in_1x1=True)
+    assert model.get_submodule("layer2.0.conv1").stride == (2, 2)
+    assert model.get_submodule("layer2.0.conv2").stride == (1, 1)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+def test_frozen_norm_is_torchvisions(eps: float) -> None:
+    ours, theirs = FrozenBatchNorm2d(7, eps=eps), torchvision.ops.FrozenBatchNorm2d(7, eps=eps)
+    for tensor in theirs.buffers():
+        nn.init.uniform_(tensor, 0.5, 1.5)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 7, 5, 4)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert not list(ours.parameters())
+
+
+def test_frozen_parts_do_not_train() -> None:
+    model = resnet(18)
+    model.freeze(2)
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(torch.randn(2, 3, 64, 64))[-1].square().mean().backward()
+    optimizer.step()
+    changed = {name.split(".")[0] for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"layer2", "layer3", "layer4"}
+
+
+def test_options_of_the_build() -> None:
+    short = resnet(18, in_channels=1, stages=3, norm=partial(FrozenBatchNorm2d, eps=0.0))
+    assert short.channels == (64, 64, 128, 256)
+    assert short.reductions == (2, 4, 8, 16)
+    assert len(short(torch.randn(1, 1, 32, 32))) == 4
+    identity = resnet(50, zero_init=True).get_submodule("layer1.1").eval()
+    x = torch.rand(1, 256, 8, 8)
+    assert torch.equal(identity(x), x)
