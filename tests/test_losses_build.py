@@ -21,6 +21,7 @@ from delineate.losses import (
     lovasz_loss,
     tversky_loss,
 )
+from delineate.ops.outputs import WithAuxiliary
 from delineate.weights.conventions import Conventions, Outputs
 
 K = 3
@@ -63,6 +64,24 @@ def test_terms_are_weighted_and_reported() -> None:
     assert list(values) == list(expected)
     torch.testing.assert_close(values, expected)
     torch.testing.assert_close(total, sum(t.weight * expected[t.name] for t in terms))
+
+
+def test_auxiliary_branches_are_added_by_their_weights() -> None:
+    batch, logits = make_batch(), torch.randn(4, 2, K, 16, 16, requires_grad=True)
+    main, first, second, small = logits[0], logits[1], logits[2], logits[3, ..., ::2, ::2]
+    loss = build_loss([term("cross_entropy", 2.0), term("dice")], Conventions(), K)
+    total, values = loss(WithAuxiliary(main, (first, second, small), (0.4, 0.05, 0.5)), batch)
+    main_total, main_values = loss(main, batch)
+    halves = Batch(batch.images, batch.labels[:, 1::2, 1::2], names=batch.names)  # the pixels nearest to the centre of a cell
+    extra = 0.4 * loss(first, batch)[0] + 0.05 * loss(second, batch)[0] + 0.5 * loss(small, halves)[0]
+    torch.testing.assert_close(total, main_total + extra)
+    torch.testing.assert_close(values, {**main_values, "auxiliary": extra.detach()})
+    assert not values["auxiliary"].requires_grad
+    total.backward()
+    assert logits.grad is not None
+    assert (logits.grad.flatten(1).abs().sum(dim=1) > 0).all()
+    with pytest.raises(ValueError, match="output channels"):
+        loss(WithAuxiliary(main, (first[:, :2],), (0.4,)), batch)
 
 
 def test_values_are_detached_and_the_total_is_not() -> None:

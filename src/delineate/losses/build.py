@@ -17,12 +17,14 @@ from delineate.losses.distance import distance_loss
 from delineate.losses.focal import focal_loss
 from delineate.losses.lovasz import lovasz_loss
 from delineate.losses.region import dice_loss, jaccard_loss, tversky_loss
+from delineate.ops.outputs import WithAuxiliary
 from delineate.weights.conventions import Conventions
 
 if TYPE_CHECKING:
     from delineate.data.batch import Batch
 
-Loss = Callable[["Tensor | tuple[Tensor, ...]", "Batch"], tuple[Tensor, dict[str, Tensor]]]
+SemanticOutput = Tensor | tuple[Tensor, ...] | WithAuxiliary
+Loss = Callable[[SemanticOutput, "Batch"], tuple[Tensor, dict[str, Tensor]]]
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
@@ -57,10 +59,12 @@ def build_loss(terms: Sequence[LossTerm], conventions: Conventions, num_classes:
 
     `output` are logits (B, C, H, W), C = `conventions.output_channels(num_classes)`, or a tuple of them with deep supervision:
     the full size first, then half, a quarter ...; their losses are weighted 1, 1/2, 1/4 ... with sum 1, against labels sampled
-    to the nearest pixel. Where the first output is smaller than the labels (valid convolutions), the labels' centre is taken.
+    to the nearest pixel. Or they are `WithAuxiliary`: its branches' losses are added by their weights, and reported as
+    "auxiliary". Where the first output is smaller than the labels (valid convolutions), the labels' centre is taken.
     `outputs="distance"` adds `DISTANCE_WEIGHT * distance_loss` of the last channel under the name "distance". The values are
-    detached and not yet multiplied by their weights. Raises ConfigError for an option that a term does not have or cannot take,
-    a term listed twice or none at all; DataError when a batch lacks what a term needs, or holds a class that does not exist.
+    detached and, except "auxiliary", not yet multiplied by their weights. Raises ConfigError for an option that a term does not
+    have or cannot take, a term listed twice or none at all; DataError when a batch lacks what a term needs, or holds a class
+    that does not exist.
     """
     if not terms:
         raise ConfigError("the loss has no terms; add one, for example 'loss: [{name: cross_entropy}, {name: dice}]'")
@@ -73,24 +77,46 @@ def build_loss(terms: Sequence[LossTerm], conventions: Conventions, num_classes:
     for term in terms:
         _check_options(term, score_channels, multilabel=conventions.outputs == "multilabel")
 
-    def loss(output: Tensor | tuple[Tensor, ...], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        outputs = (output,) if isinstance(output, Tensor) else output
-        for logits in outputs:
+    def loss(output: SemanticOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        main, auxiliary = _weighted_outputs(output)
+        for logits, _ in (*main, *auxiliary):
             if logits.shape[1] != channels:
                 raise ValueError(f"the network has {logits.shape[1]} output channels, its conventions ask for {channels}")
-        full = _centre(_Target(batch.labels, batch.weight, batch.distance), outputs[0].shape[-2:])
+        full = _centre(_Target(batch.labels, batch.weight, batch.distance), main[0][0].shape[-2:])
         _check_labels(full.labels, score_channels, batch.names)
-        scale = sum(0.5**level for level in range(len(outputs)))
-        total = torch.zeros((), device=outputs[0].device)
-        values: dict[str, Tensor] = {}
-        for level, logits in enumerate(outputs):
-            share = 0.5**level / scale
-            for name, weight, value in _term_values(terms, conventions, logits, _resample(full, logits.shape[-2:])):
-                total = total + share * weight * value
-                values[name] = values.get(name, 0.0) + share * value.detach()
+        total, values = _sum_terms(terms, conventions, main, full)
+        if auxiliary:
+            extra, _ = _sum_terms(terms, conventions, auxiliary, full)
+            total, values["auxiliary"] = total + extra, extra.detach()
         return total, values
 
     return loss
+
+
+Weighted = list[tuple[Tensor, float]]  # logits and the weight of their loss
+
+
+def _weighted_outputs(output: SemanticOutput) -> tuple[Weighted, Weighted]:
+    """The outputs that predict, the full size first, with weights of sum 1; and those of auxiliary branches."""
+    if isinstance(output, Tensor):
+        return [(output, 1.0)], []
+    if isinstance(output, WithAuxiliary):
+        return [(output.logits, 1.0)], list(zip(output.auxiliary, output.weights, strict=True))
+    shares = [0.5**level for level in range(len(output))]
+    return [(logits, share / sum(shares)) for logits, share in zip(output, shares, strict=True)], []
+
+
+def _sum_terms(
+    terms: Sequence[LossTerm], conventions: Conventions, outputs: Weighted, full: _Target
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum over `outputs` and `terms`, and of each term the detached sum over `outputs`."""
+    total = torch.zeros((), device=full.labels.device)
+    values: dict[str, Tensor] = {}
+    for logits, share in outputs:
+        for name, weight, value in _term_values(terms, conventions, logits, _resample(full, logits.shape[-2:])):
+            total = total + share * weight * value
+            values[name] = values.get(name, 0.0) + share * value.detach()
+    return total, values
 
 
 def _term_values(

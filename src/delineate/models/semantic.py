@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class SemanticModel(nn.Module):
     """A network whose forward pass turns pictures (B, C, H, W) into logits (B, K, H - 2 margin, W - 2 margin).
 
-    In training with deep supervision it returns a tuple of logits, full size first, then half, a quarter ...
+    In training with deep supervision it returns a tuple of logits, full size first, then half, a quarter ...; with auxiliary
+    branches it returns `WithAuxiliary`.
     """
 
     stride: int  # of the coarsest map: what an output pixel sees shifts with windows that do not start at a multiple of it

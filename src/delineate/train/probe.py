@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from delineate.config import TrainConfig
@@ -71,8 +72,7 @@ class StepProbe:
         """The loss of a batch."""
         with self.autocast:
             output = self.model(batch.images)
-        output = tuple(x.float() for x in output) if isinstance(output, tuple) else output.float()
-        return self.loss(output, batch)[0]
+        return self.loss(apply_to_collection(output, Tensor, Tensor.float), batch)[0]
 
     def _batch(self, count: int, patch: tuple[int, int]) -> Batch:
         generator = torch.Generator().manual_seed(0)
