@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Norm = Callable[[int], nn.Module]  # channels -> normalisation
 
@@ -70,6 +71,16 @@ def group_norm(channels: int, groups: int = 8) -> nn.GroupNorm:
     4
     """
     return nn.GroupNorm(math.gcd(groups, channels), channels)
+
+
+def normalize_pooled(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply `norm` to vectors (B, C, 1, 1); in training a single one, which has no variance, takes the running statistics.
+
+    Torch's batch normalisation refuses it, though training at batch 1 is common where pictures are large.
+    """
+    if isinstance(norm, nn.BatchNorm2d) and norm.training and x.shape[0] == 1:
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps)
+    return norm(x)
 
 
 NORMS: dict[str, Norm] = {

@@ -1,0 +1,40 @@
+"""What tests of networks share: random weights as of a trained network, and comparison with a peer's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def randomize(model: nn.Module) -> None:
+    """Statistics and affine parameters of every normalisation as a trained network might have them."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy all but the classifier; nothing may be missing or left over."""
+    state = {name: tensor for name, tensor in source.state_dict().items() if not name.startswith("fc.")}
+    target.load_state_dict(state)
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    scale = float(theirs.detach().abs().max())
+    torch.testing.assert_close(ours, theirs, atol=1e-5 * scale, rtol=1e-4)
+
+
+def stages_of(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The maps of a torchvision or timm ResNet, by running its parts by name."""
+    part = model.get_submodule
+    act = part("relu" if hasattr(model, "relu") else "act1")
+    x = act(part("bn1")(part("conv1")(x)))
+    maps = [x]
+    x = part("maxpool")(x)
+    for number in range(1, 5):
+        x = part(f"layer{number}")(x)
+        maps.append(x)
+    return maps
