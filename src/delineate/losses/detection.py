@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delineate.losses.matching import POSITIVE, Matches, SampledRegions, Sample, take_rows
+from delineate.losses.matching import POSITIVE, Matches, Sample, SampledRegions, take_rows
 from delineate.losses.shapes import compute_dtype, mean_over
 from delineate.ops.boxes import Weights, encode_boxes
 from delineate.ops.instances import InstanceTargets
