@@ -26,8 +26,23 @@ class DataConfig(Strict):
     val_split: str = "val"
     val_fraction: float = Field(default=0.2, gt=0, lt=1, description="share held back when the data has no validation split")
     cache: bool = Field(default=True, description="keep decoded pictures in memory, as far as a quarter of what is free goes")
-    sampling: Literal["even", "class_uniform"] = Field(
-        default="even", description="each picture as often; or as many pictures with each class"
+    sampling: Literal["even", "class_uniform", "repeat_factor"] = Field(
+        default="even",
+        description="each picture as often; or as many pictures with each class; or pictures of rare classes again and again",
+    )
+    repeat_threshold: float = Field(
+        default=1e-3, gt=0, le=1, description="repeat_factor: classes in a smaller share of the pictures count as rare"
+    )
+    group_aspect: bool = Field(default=True, description="detectors: batches of pictures of like shape, which pad less")
+
+
+class ResizeConfig(Strict):
+    """Mirrors `delineate.weights.Resize`: how a detector's pictures are resized, in prediction as in training."""
+
+    shortest: int = Field(default=800, ge=1, description="pixels of the shorter side")
+    longest: int = Field(default=1333, ge=1, description="most pixels of the longer side")
+    filter: Literal["bilinear", "pillow"] = Field(
+        default="bilinear", description="without antialiasing; or Pillow's, with it, of 8-bit pictures"
     )
 
 
@@ -39,6 +54,7 @@ class InputConfig(Strict):
     normalization: Literal["fixed", "image"] = "fixed"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    resize: ResizeConfig | None = Field(default=None, description="detectors only; None: 800, at most 1333")
 
 
 class ModelConfig(Strict):
@@ -47,7 +63,9 @@ class ModelConfig(Strict):
     name: str = "unet"
     options: dict[str, Any] = Field(default_factory=dict)
     weights: Path | None = Field(default=None, description="start from these weights instead of random ones")
-    outputs: Literal["classes", "multilabel", "border", "distance"] = "classes"
+    outputs: Literal["classes", "multilabel", "border", "distance", "instances"] = Field(
+        default="classes", description="of a semantic network; detectors always give instances"
+    )
 
 
 class AugmentConfig(Strict):
@@ -70,6 +88,14 @@ class AugmentConfig(Strict):
     foreground: float = Field(
         default=0.33, ge=0, le=1, description="share of patches centred on a pixel of a randomly drawn class"
     )
+    shortest: tuple[int, ...] = Field(
+        default=(), description="detectors: lengths of the shorter side to choose from; none: that of input.resize"
+    )
+    jitter: tuple[float, float] | None = Field(
+        default=None,
+        description="detectors: large-scale jitter, the range of the picture's size over `patch`; (0.1, 2) is usual",
+    )
+    copy_paste: float = Field(default=0.0, ge=0, le=1, description="detectors: probability of objects of another picture")
 
 
 class TargetConfig(Strict):
@@ -94,6 +120,9 @@ class LossTerm(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+DetectorLoss = Literal["rpn_objectness", "rpn_box", "classifier", "box", "mask", "keypoint", "semantic"]
+
+
 class OptimizerConfig(Strict):
     """How weights follow gradients."""
 
@@ -103,9 +132,14 @@ class OptimizerConfig(Strict):
     nesterov: bool = True
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=1e-2, ge=0)
-    schedule: Literal["constant", "poly", "cosine"] = "poly"
+    schedule: Literal["constant", "poly", "cosine", "multi_step"] = "poly"
     power: float = Field(default=0.9, gt=0, description="exponent of the poly schedule")
+    milestones: tuple[float, ...] = Field(
+        default=(2 / 3, 8 / 9), description="multi_step: shares of the run after which the rate is multiplied by gamma"
+    )
+    gamma: float = Field(default=0.1, gt=0, le=1)
     warmup_steps: int = Field(default=0, ge=0)
+    warmup_factor: float = Field(default=0.0, ge=0, le=1, description="share of the rate that the warm-up starts from")
     accumulate: int = Field(default=1, ge=1, description="batches summed before a step")
     clip_norm: float | None = Field(default=None, gt=0)
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights that are validated and kept")
@@ -120,6 +154,9 @@ class TrainConfig(Strict):
     augment: AugmentConfig = AugmentConfig()
     targets: TargetConfig = TargetConfig()
     loss: tuple[LossTerm, ...] = (LossTerm(name="cross_entropy"), LossTerm(name="dice"))
+    loss_weights: dict[DetectorLoss, float] = Field(
+        default_factory=dict, description="detectors: factors of their losses, such as mask: 2; 1 where none is given"
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     epochs: int = Field(default=50, ge=1)
     steps_per_epoch: int | None = Field(default=None, ge=1, description="batches in an epoch; None: each picture once")

@@ -1,4 +1,4 @@
-"""`Batch`: what one training or validation step reads."""
+"""`Batch` and `InstanceBatch`: what one training or validation step of a semantic network, or of a detector, reads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from delineate.ops.instances import InstanceTargets
 
 
 @dataclass(slots=True)
@@ -55,3 +57,28 @@ def collate(batches: Sequence[Batch]) -> Batch:
 def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
     there = [part for part in parts if part is not None]
     return torch.cat(there) if there else None
+
+
+@dataclass(slots=True)
+class InstanceBatch:
+    """B pictures, padded at the right and below to one size, and their objects."""
+
+    images: Tensor  # (B, C, H, W) float32, as `Conventions` say; 0 in the padding
+    sizes: Tensor  # (B, 2) int64, height and width of each picture before padding
+    targets: InstanceTargets
+    names: tuple[str, ...] = ()  # of the B pictures
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> InstanceBatch:
+        """Return the batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> InstanceBatch:
+        """Return the batch in page-locked memory; the DataLoader calls this where a GPU waits."""
+        return self._map(Tensor.pin_memory)
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> InstanceBatch:
+        targets = InstanceTargets(*(None if tensor is None else function(tensor) for tensor in self.targets))  # pyright: ignore[reportArgumentType]
+        return InstanceBatch(function(self.images), function(self.sizes), targets, self.names)

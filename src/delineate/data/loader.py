@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -26,7 +27,15 @@ from delineate.data.dataset import Dataset, Record
 from delineate.data.intensity import image_statistics, normalize, to_color
 from delineate.data.load import load_sample
 from delineate.data.sample import Sample
-from delineate.data.samplers import Draw, EpochSampler, class_uniform_order, even_order
+from delineate.data.samplers import (
+    Draw,
+    EpochSampler,
+    Order,
+    aspect_grouped_order,
+    class_uniform_order,
+    even_order,
+    repeat_factor_order,
+)
 from delineate.data.targets import border_band, border_weight_map, distance_map, find_objects, make_targets
 from delineate.data.transforms import build_transforms
 from delineate.errors import ConfigError, DataError, DelineateError
@@ -44,8 +53,8 @@ class Prepared:
     statistics: tuple[Tensor, Tensor] | None  # for normalization="image"
 
 
-class TrainingSet(TorchDataset[Batch]):
-    """Pictures of a data set as batches of one; with `train`, random patches of them.
+class PictureSet(TorchDataset[Any]):
+    """Pictures of a data set, decoded and changed as draws say; `TrainingSet` and `InstanceSet` make batches of them.
 
     Draws are made by a sampler; the random changes of a draw depend on `config.seed` and its ticket only. Whole-picture work
     (decoding, weight map, distance map, statistics) is kept in memory with `config.data.cache`, as far as a share of the free
@@ -56,10 +65,7 @@ class TrainingSet(TorchDataset[Batch]):
         self, dataset: Dataset, records: Sequence[Record], config: TrainConfig, conventions: Conventions, *, train: bool
     ) -> None:
         self.dataset, self.records, self.config, self.conventions = dataset, tuple(records), config, conventions
-        self.num_classes = len(dataset.semantic_classes)
-        self.weighted = any(term.name == "border_cross_entropy" for term in config.loss)
-        transform = build_transforms(config.augment, value_range=conventions.value_range, keypoints=dataset.keypoints)
-        self.transform = transform if train else None
+        self.train = train
         self._cache: dict[int, Prepared] = {}
         readers = max(config.workers, 1) * config.devices  # processes on this machine that keep their own copies
         self._room = CACHE_SHARE * psutil.virtual_memory().available / readers if config.data.cache else 0.0
@@ -67,25 +73,21 @@ class TrainingSet(TorchDataset[Batch]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, draw: Draw) -> Batch:
+    def __getitem__(self, draw: Draw) -> Any:
         record = self.records[draw.picture]
         try:
-            prepared = self.prepared(draw.picture)
-            sample = prepared.sample
-            if self.transform is not None:
-                sample = self.transform(sample, np.random.default_rng((self.config.seed, draw.ticket)))
-            return self._batch(sample, prepared.statistics)
+            return self._drawn(draw)
         except DelineateError:
             raise
         except Exception as error:
             error.add_note(f"while {record.image} was made ready for training")
             raise
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Batch | Failure:
+    def __getitems__(self, draws: Sequence[Draw]) -> Any:
         """Return one batch, or in place of an error that the user can act on what the main process needs to raise it."""
         try:
             with _one_thread():
-                return collate([self[draw] for draw in draws])
+                return self._joined([self[draw] for draw in draws])
         except DelineateError as error:
             return Failure(error, traceback.format_exc())
 
@@ -96,12 +98,71 @@ class TrainingSet(TorchDataset[Batch]):
         """Return the decoded picture `index` with its whole-picture targets, from memory where it is kept."""
         if index in self._cache:
             return self._cache[index]
-        prepared = self._prepare(load_sample(self.dataset, self.records[index], self._want()))
+        prepared = self._prepare(self._load(self.records[index]))
         size = _memory(prepared.sample)
         if size <= self._room:
             self._room -= size
             self._cache[index] = prepared
         return prepared
+
+    def presence(self) -> np.ndarray:
+        """Whether picture n shows class k, (N, K) bool; reads label files once where the classes are only there."""
+        raise NotImplementedError
+
+    def _load(self, record: Record) -> Sample:
+        """Decode a picture and its truth."""
+        raise NotImplementedError
+
+    def _drawn(self, draw: Draw) -> Any:
+        """One picture as the batch needs it."""
+        raise NotImplementedError
+
+    def _joined(self, pictures: list[Any]) -> Any:
+        """The batch of these pictures."""
+        raise NotImplementedError
+
+    def _prepare(self, sample: Sample) -> Prepared:
+        """Compute what is needed once of the whole picture."""
+        color = self.conventions.color
+        if color == "gray":
+            sample = replace(sample, image=tv_tensors.Image(to_color(sample.image.as_subclass(Tensor), "gray")))
+        whole = self.conventions.normalization == "image"
+        return Prepared(sample, image_statistics(sample.image.as_subclass(Tensor), color) if whole else None)
+
+
+class TrainingSet(PictureSet):
+    """Pictures as batches of one for a semantic network; with `train`, random patches of them."""
+
+    def __init__(
+        self, dataset: Dataset, records: Sequence[Record], config: TrainConfig, conventions: Conventions, *, train: bool
+    ) -> None:
+        super().__init__(dataset, records, config, conventions, train=train)
+        self.num_classes = len(dataset.semantic_classes)
+        self.weighted = any(term.name == "border_cross_entropy" for term in config.loss)
+        transform = build_transforms(config.augment, value_range=conventions.value_range, keypoints=dataset.keypoints)
+        self.transform = transform if train else None
+
+    def presence(self) -> np.ndarray:
+        """Whether picture n shows class k, (N, K) bool; reads all label files once."""
+        presence = np.zeros((len(self), self.num_classes), np.bool_)
+        for index, record in enumerate(self.records):
+            sample = load_sample(self.dataset, record, ("semantic",))
+            labels = make_targets(sample, Conventions(), self.num_classes)["labels"]
+            presence[index] = np.bincount(labels.numpy().ravel(), minlength=256)[: self.num_classes] > 0
+        return presence
+
+    def _load(self, record: Record) -> Sample:
+        return load_sample(self.dataset, record, self._want())
+
+    def _drawn(self, draw: Draw) -> Batch:
+        prepared = self.prepared(draw.picture)
+        sample = prepared.sample
+        if self.transform is not None:
+            sample = self.transform(sample, np.random.default_rng((self.config.seed, draw.ticket)))
+        return self._batch(sample, prepared.statistics)
+
+    def _joined(self, pictures: list[Batch]) -> Batch:
+        return collate(pictures)
 
     def _want(self) -> tuple[str, ...]:
         if self.dataset.kind == "semantic":
@@ -113,8 +174,6 @@ class TrainingSet(TorchDataset[Batch]):
 
     def _prepare(self, sample: Sample) -> Prepared:
         targets, outputs = self.config.targets, self.conventions.outputs
-        if self.conventions.color == "gray":
-            sample = replace(sample, image=tv_tensors.Image(to_color(sample.image.as_subclass(Tensor), "gray")))
         if self.weighted or outputs in ("border", "distance"):
             objects = find_objects(sample, targets.object_class)
             sample = replace(sample, instance_map=tv_tensors.Mask(objects))
@@ -125,8 +184,7 @@ class TrainingSet(TorchDataset[Batch]):
                 sample.weight = tv_tensors.Mask(border_weight_map(apart, targets.w0, targets.sigma, classes=classes))
             if outputs == "distance":
                 sample.distance = tv_tensors.Mask(distance_map(objects))
-        whole = self.conventions.normalization == "image"
-        return Prepared(sample, image_statistics(sample.image.as_subclass(Tensor), self.conventions.color) if whole else None)
+        return super()._prepare(sample)
 
     def _batch(self, sample: Sample, statistics: tuple[Tensor, Tensor] | None) -> Batch:
         settings = self.config.targets
@@ -145,10 +203,10 @@ class Failure:
     trace: str
 
 
-class PatchLoader(DataLoader[Batch]):
+class PatchLoader(DataLoader[Any]):
     """A DataLoader whose workers' errors are raised as they were: one line, the worker's traceback as the cause."""
 
-    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
             for item in super().__iter__():
                 if isinstance(item, Failure):
@@ -186,26 +244,32 @@ def make_loader(
     rank: int = 0,
     world: int = 1,
 ) -> PatchLoader:
-    """Return a loader of `Batch` over `records`, for process `rank` of `world`.
+    """Return a loader of `Batch` over `records`, for process `rank` of `world`; see `load_pictures`."""
+    _check_records(dataset, records, train=train)
+    return load_pictures(TrainingSet(dataset, records, config, conventions, train=train), rank=rank, world=world)
 
-    With `train`: batches of `config.batch` random patches, `config.steps_per_epoch` of them in an epoch, or as many as show
-    each picture once (the last ones filled up from the next round, so that all have one size); call
-    `loader.sampler.set_epoch(epoch)` before each epoch. Without: whole pictures, one a batch, in order, each once; processes
-    take every `world`-th. The batches depend on the seed and the epoch only, not on the number of workers. Raises DataError for
-    no records and, while iterating, for a picture that cannot be used, with the message of its first cause and the name of its
-    file.
+
+def load_pictures(
+    pictures: PictureSet, *, rank: int = 0, world: int = 1, shapes: NDArray[np.float64] | None = None
+) -> PatchLoader:
+    """Return a loader of batches of `pictures`, for process `rank` of `world`.
+
+    In training: batches of `config.batch` draws, `config.steps_per_epoch` of them in an epoch, or as many as show each picture
+    once (the last ones filled up from the next round, so that all have one size); call `loader.sampler.set_epoch(epoch)` before
+    each epoch. Else: whole pictures, one a batch, in order, each once; processes take every `world`-th. The batches depend on
+    the seed and the epoch only, not on the number of workers. `shapes` (N,), the aspect ratio of each picture: batches are made
+    of pictures of like shape. Raises DataError, while iterating, for a picture that cannot be used, with the message of its
+    first cause and the name of its file.
     """
-    if not records:
-        raise DataError(f"{dataset.root}: no pictures for {'training' if train else 'validation'}; check its splits")
-    pictures = TrainingSet(dataset, records, config, conventions, train=train)
+    config, train = pictures.config, pictures.train
     if train:
-        steps = config.steps_per_epoch or -(-len(records) // (config.batch * world))
-        order = even_order(len(records), config.seed)
-        if config.data.sampling == "class_uniform":
-            order = class_uniform_order(_presence(pictures), config.seed)
+        steps = config.steps_per_epoch or -(-len(pictures) // (config.batch * world))
+        order = choose_order(pictures)
+        if shapes is not None:
+            order = aspect_grouped_order(order, shapes, config.batch * world, config.seed)
         sampler = EpochSampler(order, steps=steps, batch=config.batch, rank=rank, world=world)
     else:
-        sampler = [Draw(index, index) for index in range(rank, len(records), world)]
+        sampler = [Draw(index, index) for index in range(rank, len(pictures), world)]
     return PatchLoader(
         pictures,
         batch_size=config.batch if train else 1,
@@ -219,14 +283,19 @@ def make_loader(
     )
 
 
-def _presence(pictures: TrainingSet) -> np.ndarray:
-    """Whether picture n shows class k, (N, K) bool; reads all label files once."""
-    presence = np.zeros((len(pictures), pictures.num_classes), np.bool_)
-    for index, record in enumerate(pictures.records):
-        sample = load_sample(pictures.dataset, record, ("semantic",))
-        labels = make_targets(sample, Conventions(), pictures.num_classes)["labels"]
-        presence[index] = np.bincount(labels.numpy().ravel(), minlength=256)[: pictures.num_classes] > 0
-    return presence
+def choose_order(pictures: PictureSet) -> Order:
+    """Return the order in which the config wants the pictures to be drawn."""
+    data, seed = pictures.config.data, pictures.config.seed
+    if data.sampling == "class_uniform":
+        return class_uniform_order(pictures.presence(), seed)
+    if data.sampling == "repeat_factor":
+        return repeat_factor_order(pictures.presence(), data.repeat_threshold, seed)
+    return even_order(len(pictures), seed)
+
+
+def _check_records(dataset: Dataset, records: Sequence[Record], *, train: bool) -> None:
+    if not records:
+        raise DataError(f"{dataset.root}: no pictures for {'training' if train else 'validation'}; check its splits")
 
 
 def _memory(sample: Sample) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torchvision import tv_tensors
@@ -26,6 +27,7 @@ class Sample:
     semantic: tv_tensors.Mask | None = None  # (H, W) uint8 class ids, IGNORE = not counted
     instance_map: tv_tensors.Mask | None = None  # (H, W) int32, 0 = background, 1..N = object n - 1 of `labels`
     masks: tv_tensors.Mask | None = None  # (N, H, W) bool, may overlap
+    codes: tuple[Any, ...] | None = None  # N run-length codes in place of `masks`, which may fill the memory
     boxes: tv_tensors.BoundingBoxes | None = None  # (N, 4) float32 xyxy
     labels: Tensor | None = None  # (N,) int64, index into Dataset.classes
     crowd: Tensor | None = None  # (N,) bool, regions of many objects

@@ -35,6 +35,11 @@ class Warp:
         return bool(np.linalg.det(self.matrix) < 0)
 
     @property
+    def upright(self) -> bool:
+        """True if the sides of a box stay upright: no rotation but quarter turns, and no deformation."""
+        return self.elastic is None and bool((np.abs(self.matrix) < 1e-6).sum() == 2)
+
+    @property
     def exact(self) -> bool:
         """True if pixels fall on pixels: nothing but shifts, flips and quarter turns."""
         return self.elastic is None and bool(np.isin(self.matrix, (-1, 0, 1)).all())

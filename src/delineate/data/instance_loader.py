@@ -1,0 +1,96 @@
+"""From records to batches of pictures with their objects, for detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+from torchvision import tv_tensors
+
+from delineate.config import TrainConfig
+from delineate.data.batch import InstanceBatch
+from delineate.data.copy_paste import copy_paste
+from delineate.data.dataset import Dataset, Record
+from delineate.data.decode import image_size
+from delineate.data.instance_targets import load_objects, make_instance_batch
+from delineate.data.intensity import normalize
+from delineate.data.jitter import RandomResize
+from delineate.data.load import load_sample
+from delineate.data.loader import PatchLoader, PictureSet, load_pictures
+from delineate.data.sample import Sample
+from delineate.data.samplers import Draw
+from delineate.data.transforms import change_colours
+from delineate.errors import DataError
+from delineate.weights.conventions import Conventions, Resize
+
+
+class InstanceSet(PictureSet):
+    """Pictures with their objects, randomly resized and changed, for the training of a detector.
+
+    `masks`: with their outlines. Keypoints come with `conventions.keypoints`; `keypoint_offset` is added to those of the whole
+    picture, in pixels, where the detector's conventions ask for it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        records: Sequence[Record],
+        config: TrainConfig,
+        conventions: Conventions,
+        *,
+        masks: bool = True,
+        keypoint_offset: float = 0.0,
+    ) -> None:
+        super().__init__(dataset, records, config, conventions, train=True)
+        self.masks, self.keypoint_offset = masks, keypoint_offset
+        self.resize = RandomResize(config.augment, conventions.resize or Resize(), conventions.keypoints)
+
+    def presence(self) -> np.ndarray:
+        """Whether picture n shows class k, (N, K) bool; reads label pictures where there are no annotations."""
+        presence = np.zeros((len(self), len(self.dataset.classes)), np.bool_)
+        for row, record in zip(presence, self.records, strict=True):
+            row[self._labels(record)] = True
+        return presence
+
+    def _labels(self, record: Record) -> list[int]:
+        if record.instances is not None:
+            return [instance.label for instance in record.instances if not instance.crowd]
+        labels = load_sample(self.dataset, record, ("boxes",)).labels
+        return [] if labels is None else labels.tolist()
+
+    def _load(self, record: Record) -> Sample:
+        sample = load_objects(self.dataset, record, masks=self.masks, keypoints=self.conventions.keypoints is not None)
+        if sample.keypoints is None or not self.keypoint_offset:
+            return sample
+        points = sample.keypoints.as_subclass(Tensor) + self.keypoint_offset
+        return replace(sample, keypoints=tv_tensors.KeyPoints(points, canvas_size=sample.size))  # pyright: ignore[reportCallIssue]
+
+    def _drawn(self, draw: Draw) -> tuple[Tensor, Sample]:
+        """A picture as the network reads it, (C, h, w), and its objects."""
+        augment, rng = self.config.augment, np.random.default_rng((self.config.seed, draw.ticket))
+        prepared = self.prepared(draw.picture)
+        sample = self.resize(prepared.sample, rng)
+        if rng.random() < augment.copy_paste:
+            sample = copy_paste(sample, self.resize(self.prepared(int(rng.integers(len(self)))).sample, rng), rng)
+        dtype, white = prepared.sample.image.dtype, self.conventions.value_range
+        image = change_colours(sample.image.as_subclass(Tensor), dtype, augment, rng, white=white)
+        return normalize(image, self.conventions, prepared.statistics), sample
+
+    def _joined(self, pictures: list[tuple[Tensor, Sample]]) -> InstanceBatch:
+        return make_instance_batch(pictures)
+
+
+def make_instance_loader(pictures: InstanceSet, *, rank: int = 0, world: int = 1) -> PatchLoader:
+    """Return a loader of `InstanceBatch` for process `rank` of `world`, in batches of like shape if the config says so."""
+    if not len(pictures):
+        raise DataError(f"{pictures.dataset.root}: no pictures for training; check its splits")
+    grouped = pictures.config.data.group_aspect and pictures.config.augment.jitter is None
+    return load_pictures(pictures, rank=rank, world=world, shapes=_shapes(pictures.records) if grouped else None)
+
+
+def _shapes(records: Sequence[Record]) -> np.ndarray:
+    """Width over height of each picture, as its annotation or its file's header says."""
+    sizes = np.array([record.size or image_size(record.image, record.frame) for record in records], np.float64)
+    return sizes[:, 1] / sizes[:, 0]
