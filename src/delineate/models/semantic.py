@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from delineate.weights.conventions import Conventions
+
+
+class Encoder(Protocol):
+    """What networks need of an encoder: maps, finest first, whose channels and down-sampling factors it states."""
+
+    channels: tuple[int, ...]
+    reductions: tuple[int, ...]  # powers of two, ascending
+
+    def __call__(self, x: Tensor) -> list[Tensor]: ...
+
+
+class SemanticMaps(NamedTuple):
+    """What a network computes for pictures on its own grid, before `SemanticModel.fit` brings it to their size."""
+
+    features: Tensor  # (B, F, h, w), of which the logits are made
+    logits: Tensor  # (B, K, h, w)
+    auxiliary: Tensor | None = None  # (B, K, h', w'), logits of a branch that exists to be learned from; None: not computed
 
 
 class SemanticModel(nn.Module):
@@ -24,7 +44,28 @@ class SemanticModel(nn.Module):
         str, Any
     ]  # "name", "num_classes", "options", from which `create_model`, which fills it, builds an equal one
 
+    feature_channels: int = 0  # channels of `maps(x).features`; 0: no `maps`, as of networks with a margin
+    auxiliary_weight: float = 0.0  # of the loss of `maps(x).auxiliary`
+    align_corners: bool = False  # of the bilinear enlargement of maps; belongs to the weights
+
     # Filled by `load_model`:
     classes: tuple[str, ...]
     conventions: Conventions
     extra: dict[str, Any]  # what the writer added
+
+    def maps(self, x: Tensor) -> SemanticMaps:
+        """Return features and logits for pictures (B, C, H, W), before they get the size of the pictures."""
+        raise NotImplementedError(f"{type(self).__name__} has no maps")
+
+    def fit(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """Bring a map (B, N, h, w) on the grid of `maps` to the size (H, W) of the pictures, in float32 at least."""
+        return resize(x if x.dtype is torch.float64 else x.float(), size, self.align_corners)
+
+
+def resize(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Resize maps (B, C, h, w) to `size` (H, W), bilinear without antialiasing.
+
+    >>> resize(torch.tensor([[[[0.0, 1.0]]]]), (1, 4)).flatten().tolist()
+    [0.0, 0.25, 0.75, 1.0]
+    """
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)

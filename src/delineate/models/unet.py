@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delineate.models.blocks import Activation, ConvNormAct, Merge, Upsample
 from delineate.models.norms import Norm
-from delineate.models.semantic import SemanticModel
-
-
-class Encoder(Protocol):
-    """What U-Net needs of an encoder: maps, finest first, whose channels and down-sampling factors it states."""
-
-    channels: tuple[int, ...]
-    reductions: tuple[int, ...]  # powers of two, ascending
-
-    def __call__(self, x: Tensor) -> list[Tensor]: ...
+from delineate.models.semantic import Encoder, SemanticMaps, SemanticModel
 
 
 class UpBlock(nn.Module):
@@ -92,7 +81,7 @@ class UNet(SemanticModel):
     """
 
     def __init__(
-        self, encoder: Encoder, decoder: nn.Module, head: nn.Module, auxiliary_heads: Sequence[nn.Module] = ()
+        self, encoder: Encoder, decoder: nn.Module, head: nn.Conv2d, auxiliary_heads: Sequence[nn.Module] = ()
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -100,6 +89,7 @@ class UNet(SemanticModel):
         self.head = head
         self.auxiliary_heads = nn.ModuleList(auxiliary_heads)
         self.stride = encoder.reductions[-1]
+        self.feature_channels = head.in_channels
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return logits (B, K, H, W) for pictures (B, C, H, W) of any size.
@@ -107,14 +97,25 @@ class UNet(SemanticModel):
         In training with deep supervision: a tuple (B, K, H, W), (B, K, ceil(H / 2), ceil(W / 2)), ...
         """
         height, width = x.shape[-2:]
-        features = self.encoder(pad_to_multiple(x, self.stride))  # (B, C_i, H' / r_i, W' / r_i)
-        maps = self.decoder(features)  # (B, D_i, H' / 2^i, W' / 2^i)
-        logits = self.head(maps[0])[..., :height, :width]  # (B, K, H, W)
+        maps = self._decode(x)
+        logits = self.fit(self.head(maps[0]), (height, width))  # (B, K, H, W)
         if not (self.training and self.auxiliary_heads):
             return logits
         auxiliary = [head(x) for head, x in zip(self.auxiliary_heads, maps[1:], strict=False)]
         sizes = [(-(-height // 2**i), -(-width // 2**i)) for i in range(1, len(auxiliary) + 1)]
-        return logits, *(x[..., :h, :w] for x, (h, w) in zip(auxiliary, sizes, strict=True))
+        return logits, *(self.fit(x, size) for x, size in zip(auxiliary, sizes, strict=True))
+
+    def maps(self, x: Tensor) -> SemanticMaps:
+        finest = self._decode(x)[0]
+        return SemanticMaps(finest, self.head(finest))
+
+    def fit(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """Cut off what `pad_to_multiple` added."""
+        return x[..., : size[0], : size[1]]
+
+    def _decode(self, x: Tensor) -> list[Tensor]:
+        features = self.encoder(pad_to_multiple(x, self.stride))  # (B, C_i, H' / r_i, W' / r_i)
+        return self.decoder(features)  # (B, D_i, H' / 2^i, W' / 2^i)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
