@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
+from skimage.draw import polygon2mask
 
 from delineate.data.load import load_sample
 from delineate.data.open import open_dataset
-from delineate.data.synthetic import blobs, make_blobs_dataset
+from delineate.data.synthetic import blobs, make_blobs_dataset, make_shapes_dataset, shapes
 
 
 def test_same_seed_same_picture() -> None:
@@ -76,3 +77,61 @@ def test_data_sets_are_recognised(tmp_path: Path, kind: Literal["semantic", "ins
     if kind == "instance":
         assert sample.instance_map is not None
         assert np.array_equal(sample.instance_map.numpy(), objects)
+
+
+def test_shapes_hide_one_another_but_not_wholly() -> None:
+    hidden = 0
+    for seed in range(6):
+        image, found = shapes((96, 128), seed, count=8, labels=(0, 1, 2, 3, 4, 5))
+        assert image.shape == (96, 128, 3)
+        assert len(found) == 8
+        assert np.sum([shape.mask for shape in found], axis=0).max() == 1
+        for shape in found:
+            whole = polygon2mask((96, 128), shape.corners[:, ::-1] - 0.5)
+            assert not (shape.mask & ~whole).any()
+            assert shape.mask.sum() >= 0.4 * whole.sum()
+            hidden += shape.mask.sum() < whole.sum()
+    assert hidden > 5
+
+
+def test_same_seed_same_shapes() -> None:
+    first, second, other = shapes(48, 3), shapes(48, 3), shapes(48, 4)
+    assert np.array_equal(first[0], second[0])
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_shapes_as_coco(tmp_path: Path) -> None:
+    root = make_shapes_dataset(tmp_path / "data", 2, 64, 3, val=1, objects=4, classes=3)
+    dataset = open_dataset(root)
+    assert dataset.kind == "instance"
+    assert dataset.classes == ("disk", "square", "triangle")
+    assert [len(dataset.splits[split]) for split in ("train", "val")] == [2, 1]
+    sample = load_sample(dataset, dataset.splits["val"][0], {"boxes", "masks"})
+    image, found = shapes(64, (3, 2), count=4, labels=(0, 1, 2))
+    assert np.array_equal(sample.image.permute(1, 2, 0), image)
+    assert sample.masks is not None
+    assert np.array_equal(sample.masks, np.stack([shape.mask for shape in found]))
+    assert sample.labels is not None
+    assert sample.labels.tolist() == [shape.label for shape in found]
+
+
+def test_corners_of_darts_are_keypoints(tmp_path: Path) -> None:
+    dataset = open_dataset(make_shapes_dataset(tmp_path / "data", 6, 64, 3, objects=6, keypoints=True))
+    assert dataset.kind == "keypoint"
+    assert dataset.keypoints is not None
+    assert dataset.keypoints.flip_pairs == ((1, 3),)
+    seen = set()
+    for number, record in enumerate(dataset.records):
+        _, found = shapes(64, (3, number), count=6, labels=(5,))
+        assert record.instances is not None
+        for instance, shape in zip(record.instances, found, strict=True):
+            points = np.array(instance.keypoints)
+            labelled = points[:, 2] > 0
+            assert np.allclose(points[labelled, :2] + 0.5, shape.corners[labelled], atol=0.006)
+            seen |= set(points[:, 2])
+    assert seen == {0, 1, 2}
+
+
+def test_shapes_that_there_are_not(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="classes is 7, expected 1 to 6"):
+        make_shapes_dataset(tmp_path, classes=7)

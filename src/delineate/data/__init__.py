@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from delineate.data.preview import preview_dataset
     from delineate.data.sample import IGNORE, Sample
     from delineate.data.stats import DatasetStatistics, ObjectStatistics, dataset_statistics
-    from delineate.data.synthetic import make_blobs_dataset
+    from delineate.data.synthetic import make_blobs_dataset, make_shapes_dataset
     from delineate.data.targets import border_weight_map, make_targets
     from delineate.data.transforms import build_transforms
     from delineate.data.windows import ImageReader, open_image
@@ -39,7 +39,7 @@ _MODULES = {
     "preview": ("preview_dataset",),
     "sample": ("IGNORE", "Sample"),
     "stats": ("DatasetStatistics", "ObjectStatistics", "dataset_statistics"),
-    "synthetic": ("make_blobs_dataset",),
+    "synthetic": ("make_blobs_dataset", "make_shapes_dataset"),
     "targets": ("border_weight_map", "make_targets"),
     "transforms": ("build_transforms",),
     "windows": ("ImageReader", "open_image"),
@@ -74,6 +74,7 @@ __all__ = [
     "load_sample",
     "make_blobs_dataset",
     "make_loader",
+    "make_shapes_dataset",
     "make_targets",
     "normalize",
     "open_dataset",
