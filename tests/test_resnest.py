@@ -32,7 +32,7 @@ TIMM = {
         {},
         {"depth": 50, "radix": 4, "groups": 2, "width_per_group": 40, "pool_first": True},
     ),
-    "26 dilated": ("resnest26d", {"output_stride": 8}, {"depth": 26, "dilate": (True, True), "dilated_pooling": "timm"}),
+    "26 dilated": ("resnest26d", {"output_stride": 8}, {"depth": 26, "dilate": (True, True), "dilation": "timm"}),
 }
 
 

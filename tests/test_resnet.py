@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
@@ -13,6 +14,11 @@ from torch import nn
 from _networks import assert_close, copy_weights, randomize, stages_of
 from delineate.models.backbones.resnet import resnet
 from delineate.models.norms import FrozenBatchNorm2d
+
+
+def smp_encoder(name: str, output_stride: int) -> nn.Module:
+    return smp.encoders.get_encoder(name, weights=None, output_stride=output_stride)
+
 
 CASES = {
     "torchvision resnet18": (lambda: torchvision.models.resnet18(), {"depth": 18}),
@@ -25,6 +31,11 @@ CASES = {
         lambda: torchvision.models.resnext50_32x4d(),
         {"depth": 50, "groups": 32, "width_per_group": 4, "dilate": (False, False)},
     ),
+    "smp resnet18 dilated": (
+        lambda: smp_encoder("resnet18", 8),
+        {"depth": 18, "dilate": (True, True), "dilation": "smp"},
+    ),
+    "smp resnet50 dilated": (lambda: smp_encoder("resnet50", 16), {"depth": 50, "dilate": (False, True), "dilation": "smp"}),
     "timm resnet34 dilated": (lambda: timm.create_model("resnet34", output_stride=16), {"depth": 34, "dilate": (False, True)}),
     "timm resnet18 dilated": (lambda: timm.create_model("resnet18", output_stride=8), {"depth": 18, "dilate": (True, True)}),
 }
@@ -91,10 +102,13 @@ def test_frozen_parts_do_not_train() -> None:
 
 
 def test_options_of_the_build() -> None:
-    short = resnet(18, in_channels=1, stages=3, norm=partial(FrozenBatchNorm2d, eps=0.0))
+    short = resnet(18, in_channels=1, norm=partial(FrozenBatchNorm2d, eps=0.0))
+    last = short.take_last()
     assert short.channels == (64, 64, 128, 256)
     assert short.reductions == (2, 4, 8, 16)
-    assert len(short(torch.randn(1, 1, 32, 32))) == 4
+    maps = short(torch.randn(1, 1, 32, 32))
+    assert len(maps) == 4
+    assert last(maps[-1]).shape == (1, 512, 1, 1)
     identity = resnet(50, zero_init=True).get_submodule("layer1.1").eval()
     x = torch.rand(1, 256, 8, 8)
     assert torch.equal(identity(x), x)

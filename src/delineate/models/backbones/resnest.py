@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delineate.models.backbones.resnet import Block, Dilations, ResNet, build_stages, initialize_residual
 from delineate.models.norms import Norm, normalize_pooled
+from delineate.models.options import choose
 
 BLOCKS = {
     14: (1, 1, 1, 1),
@@ -20,8 +20,7 @@ BLOCKS = {
     269: (3, 30, 48, 8),
 }
 STEM_WIDTHS = {14: 32, 26: 32, 50: 32, 101: 64, 200: 64, 269: 64}
-
-DilatedPooling = Literal["official", "timm"]
+DILATIONS = {"published": False, "timm": True}  # whether a dilated stage pools its shortcut, and not its first block
 
 
 class SplitAttention(nn.Module):
@@ -66,12 +65,12 @@ class SplitAttentionBlock(Block):
         groups: int,
         width_per_group: int,
         pool_first: bool,
-        dilated_pooling: DilatedPooling,
+        smooth_shortcut: bool,
     ) -> None:
         super().__init__()
         inner = width * width_per_group // 64 * groups
         starts_dilation = dilations[0] != dilations[1]
-        pooled = stride > 1 or (starts_dilation and dilated_pooling == "official")
+        pooled = stride > 1 or (starts_dilation and not smooth_shortcut)
         self.out_channels = 4 * width
         self.pool_first = pool_first
         self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
@@ -81,7 +80,7 @@ class SplitAttentionBlock(Block):
         self.conv3 = nn.Conv2d(inner, self.out_channels, 1, bias=False)
         self.bn3 = norm(self.out_channels)
         self.relu = nn.ReLU(inplace=True)
-        smooth = starts_dilation and dilated_pooling == "timm"
+        smooth = starts_dilation and smooth_shortcut
         self.downsample = pooled_shortcut(in_channels, self.out_channels, stride, norm=norm, smooth=smooth)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,8 +128,7 @@ def resnest(
     width_per_group: int = 64,
     pool_first: bool = False,
     dilate: tuple[bool, bool] = (False, False),
-    dilated_pooling: DilatedPooling = "official",
-    stages: int = 4,
+    dilation: str = "published",
 ) -> ResNet:
     """Build the ResNeSt of `depth` 14, 26, 50, 101, 200 or 269 layers, without its classifier.
 
@@ -143,9 +141,8 @@ def resnest(
         width_per_group: channels of a group in the first stage.
         pool_first: pool before the split attention, not after it, as in the models called "fast".
         dilate: for the third and the fourth stage, whether its stride becomes a dilation of all later convolutions.
-        dilated_pooling: how the first block of a dilated stage pools, with weights alike: "official" averages 3x3 pixels after
-            the split attention and leaves the shortcut as it is; "timm" averages 2x2 pixels of the shortcut only.
-        stages: number of stages to build.
+        dilation: how the first block of a dilated stage pools, with the same weights: "published" means 3x3 pixels after the
+            split attention and nothing in the shortcut, "timm" 2x2 pixels in the shortcut only.
     """
     make_block = partial(
         SplitAttentionBlock,
@@ -154,11 +151,11 @@ def resnest(
         groups=groups,
         width_per_group=width_per_group,
         pool_first=pool_first,
-        dilated_pooling=dilated_pooling,
+        smooth_shortcut=choose(DILATIONS, dilation, "dilation"),
     )
     stem = deep_stem(in_channels, STEM_WIDTHS[depth], norm=norm)
     stem_channels = 2 * STEM_WIDTHS[depth]
-    layers, channels, reductions = build_stages(stem_channels, BLOCKS[depth][:stages], make_block, dilate=dilate)
+    layers, channels, reductions = build_stages(stem_channels, BLOCKS[depth], make_block, dilate=dilate)
     model = ResNet(stem, norm(stem_channels), layers, (stem_channels, *channels), (2, *reductions))
     initialize_residual(model, zero_init=False)
     return model

@@ -8,9 +8,11 @@ from functools import partial
 from torch import Tensor, nn
 
 from delineate.models.norms import Norm
+from delineate.models.options import choose
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 WIDTHS = (64, 128, 256, 512)
+DILATIONS = {"published": False, "timm": False, "smp": True}  # whether a stage's first block has its dilation already
 
 Dilations = tuple[int, int]  # of a block's 3x3 convolution that may have a stride, and of the one after it, if any
 MakeBlock = Callable[[int, int, int, Dilations], "Block"]  # channels in, width, stride, dilations
@@ -120,6 +122,14 @@ class ResNet(nn.Module):
             features.append(x)
         return features
 
+    def take_last(self) -> nn.Module:
+        """Remove the last stage and return it: in the C4 form of Mask R-CNN it becomes the head of regions."""
+        name = self.stages.pop()
+        stage = self.get_submodule(name)
+        delattr(self, name)
+        self.channels, self.reductions = self.channels[:-1], self.reductions[:-1]
+        return stage
+
     def freeze(self, parts: int) -> None:
         """Never train the first `parts` of stem, layer1, layer2 ...: neither weights nor statistics of normalisations."""
         names = [("conv1", "bn1"), *((name,) for name in self.stages)][:parts]
@@ -143,7 +153,7 @@ def resnet(
     width_per_group: int = 64,
     stride_in_1x1: bool = False,
     dilate: tuple[bool, bool] = (False, False),
-    stages: int = 4,
+    dilation: str = "published",
     zero_init: bool = False,
 ) -> ResNet:
     """Build the ResNet of `depth` 18, 34, 50, 101 or 152 layers, without its classifier.
@@ -156,14 +166,16 @@ def resnet(
         width_per_group: channels of a group in the first stage.
         stride_in_1x1: put a bottleneck's stride into its first convolution, as in the networks that Microsoft published.
         dilate: for the third and the fourth stage, whether its stride becomes a dilation of all later convolutions.
-        stages: number of stages to build; with 3 the last, which serves Mask R-CNN's C4 form as its head, is left out.
+        dilation: of the first block of a dilated stage: that of the stage before ("published" and "timm", torchvision too), or
+            already its own ("smp", as in segmentation_models_pytorch).
         zero_init: start each block as the identity, with 0 as the scale of its last normalisation (Goyal et al. 2017).
     """
     if depth < 50:
         make_block: MakeBlock = partial(BasicBlock, norm=norm)
     else:
         make_block = partial(Bottleneck, norm=norm, groups=groups, width_per_group=width_per_group, stride_in_1x1=stride_in_1x1)
-    layers, channels, reductions = build_stages(64, BLOCKS[depth][:stages], make_block, dilate=dilate)
+    at_once = choose(DILATIONS, dilation, "dilation")
+    layers, channels, reductions = build_stages(64, BLOCKS[depth], make_block, dilate=dilate, at_once=at_once)
     conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
     model = ResNet(conv1, norm(64), layers, (64, *channels), (2, *reductions))
     initialize_residual(model, zero_init=zero_init)
@@ -171,12 +183,12 @@ def resnet(
 
 
 def build_stages(
-    in_channels: int, blocks: Sequence[int], make_block: MakeBlock, *, dilate: tuple[bool, bool]
+    in_channels: int, blocks: Sequence[int], make_block: MakeBlock, *, dilate: tuple[bool, bool], at_once: bool = False
 ) -> tuple[list[nn.Sequential], list[int], list[int]]:
     """Stages of `blocks[i]` residual blocks each, with the channels and the reduction of each one's map.
 
-    A stage that would halve the map but is dilated keeps its size; its first block then still has the dilation of the stage
-    before, as in torchvision and timm.
+    A stage that would halve the map but is dilated keeps its size; its first block still has the dilation of the stage before,
+    unless `at_once`.
     """
     layers, channels, reductions = [], [], []
     reduction, dilation = 4, 1
@@ -187,7 +199,7 @@ def build_stages(
         stage = nn.Sequential()
         for index in range(count):
             first = index == 0
-            dilations = (previous if first else dilation, dilation)
+            dilations = (previous if first and not at_once else dilation, dilation)
             block = make_block(in_channels, WIDTHS[number], stride if first else 1, dilations)
             stage.append(block)
             in_channels = block.out_channels
