@@ -149,8 +149,9 @@ def make_shapes_dataset(
 
     The pictures are `train/shapes_000.png` ..., their truth is `annotations/instances_train.json`; with `val` pictures more,
     there is `val` too. The classes are the first `classes` of `SHAPES`; masks are what one sees of each object. With
-    `keypoints` all objects are darts and have their four corners as keypoints (`annotations/person_keypoints_train.json`); as in
-    COCO, a keypoint names a pixel, whose centre lies 0.5 further. Raises ValueError for a number of classes that there is not.
+    `keypoints` all objects are darts and have their four corners as keypoints (`annotations/person_keypoints_train.json`);
+    as in COCO, a keypoint names a pixel, whose centre lies 0.5 further. Raises ValueError for a number of classes that there is
+    not.
     """
     if not 1 <= classes <= len(SHAPES):
         raise ValueError(f"classes is {classes}, expected 1 to {len(SHAPES)}")
