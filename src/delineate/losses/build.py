@@ -18,10 +18,10 @@ from delineate.losses.focal import focal_loss
 from delineate.losses.lovasz import lovasz_loss
 from delineate.losses.region import dice_loss, jaccard_loss, tversky_loss
 from delineate.ops.outputs import WithAuxiliary
-from delineate.weights.conventions import Conventions
 
 if TYPE_CHECKING:
     from delineate.data.batch import Batch
+    from delineate.weights.conventions import Conventions
 
 SemanticOutput = Tensor | tuple[Tensor, ...] | WithAuxiliary
 Loss = Callable[[SemanticOutput, "Batch"], tuple[Tensor, dict[str, Tensor]]]

@@ -28,6 +28,18 @@ class ConvNormAct(nn.Module):
         return self.activation(self.norm(self.conv(x)))  # (B, O, H / stride, W / stride)
 
 
+def conv_layers(
+    in_channels: int, out_channels: int, size: int, *, norm: Norm | None = None, relu: bool = False
+) -> nn.Sequential:
+    """A convolution that keeps the size of the map, its normalisation (without one it has a bias) and, if wanted, ReLU."""
+    layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=norm is None)]
+    if norm is not None:
+        layers.append(norm(out_channels))
+    if relu:
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
 class NearestConv(nn.Module):
     """Nearest-neighbour up-sampling by two, then a 3x3 convolution, without ever making the enlarged map.
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["torchvision", "detectron2", "mmdetection"]
-
 
 @dataclass(frozen=True, slots=True)
 class DetectorConventions:
@@ -47,7 +45,7 @@ class DetectorConventions:
     paste: Literal["detectron2", "torchvision"] = "detectron2"  # how masks are enlarged to pictures: see ops.paste_masks
 
 
-DETECTOR_CONVENTIONS: dict[Source, DetectorConventions] = {
+DETECTOR_CONVENTIONS: dict[str, DetectorConventions] = {
     "detectron2": DetectorConventions(),
     "mmdetection": DetectorConventions(
         size_major_anchors=False,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,12 +14,14 @@ from delineate.errors import ConfigError, suggest
 from delineate.models.backbones.plain import PlainEncoder
 from delineate.models.backbones.timm import timm_encoder
 from delineate.models.blocks import NearestConv, bilinear_conv, initialize, transpose_conv
+from delineate.models.instance import InstanceModel
 from delineate.models.norms import NORMS
+from delineate.models.options import check_options, choose
 from delineate.models.semantic import SemanticModel
 from delineate.models.unet import UNet, UNetDecoder
 from delineate.models.unet_original import UNetOriginal
-
-T = TypeVar("T")
+from delineate.models.zoo_hrnet import hrnet_ocr, hrnet_semantic
+from delineate.models.zoo_instances import mask_rcnn_c4, mask_rcnn_fpn
 
 SLOPES = {"relu": 0.0, "leaky_relu": 0.01}  # slope below zero
 UPSAMPLINGS = {"nearest": NearestConv, "bilinear": bilinear_conv, "transpose": transpose_conv}
@@ -107,19 +110,34 @@ def unet_original(num_classes: int, *, in_channels: int = 1, variant: str = "pap
     return UNetOriginal(in_channels, num_classes, **choose(numbers, variant, "variant"))
 
 
-MODELS: dict[str, Callable[..., SemanticModel]] = {"unet": unet, "unet_original": unet_original}
+MODELS: dict[str, Callable[..., SemanticModel | InstanceModel]] = {
+    "hrnet_w18": partial(hrnet_semantic, width=18),
+    "hrnet_w18_ocr": partial(hrnet_ocr, width=18),
+    "hrnet_w18_small": partial(hrnet_semantic, width=18, small=True),
+    "hrnet_w32": partial(hrnet_semantic, width=32),
+    "hrnet_w48": hrnet_semantic,
+    "hrnet_w48_ocr": hrnet_ocr,
+    "keypoint_rcnn_resnet50_fpn": partial(mask_rcnn_fpn, masks=False, num_keypoints=17),
+    "mask_keypoint_rcnn_resnet50_fpn": partial(mask_rcnn_fpn, num_keypoints=17),
+    "mask_rcnn_resnet101_fpn": partial(mask_rcnn_fpn, encoder="resnet101"),
+    "mask_rcnn_resnet50_c4": mask_rcnn_c4,
+    "mask_rcnn_resnet50_fpn": mask_rcnn_fpn,
+    "mask_rcnn_resnet50_fpn_v2": partial(mask_rcnn_fpn, head_norm="batch", rpn_convs=2, box_convs=4, box_fcs=1),
+    "unet": unet,
+    "unet_original": unet_original,
+}
 
 
 def list_models() -> list[str]:
     """Return the names that `create_model` takes.
 
-    >>> list_models()
-    ['unet', 'unet_original']
+    >>> "mask_rcnn_resnet50_fpn" in list_models()
+    True
     """
     return sorted(MODELS)
 
 
-def create_model(name: str, num_classes: int, **options: Any) -> SemanticModel:
+def create_model(name: str, num_classes: int, **options: Any) -> SemanticModel | InstanceModel:
     """Build the network `name` with `num_classes` output channels; `options` are the keyword arguments of its function here.
 
     Its `.architecture` holds all that is needed to build an equal network. Its weights lie channels-last in memory. Raises
@@ -131,7 +149,7 @@ def create_model(name: str, num_classes: int, **options: Any) -> SemanticModel:
         if option not in known:
             hint = suggest(option, known) or f"; known are {', '.join(known)}"
             raise ConfigError(f"model '{name}' has no option '{option}'{hint}")
-    _check_numbers(build, num_classes, options)
+    check_options(build, num_classes, options)
     arguments = inspect.signature(build).bind(num_classes, **options)
     arguments.apply_defaults()
     model = build(*arguments.args, **arguments.kwargs)
@@ -140,34 +158,3 @@ def create_model(name: str, num_classes: int, **options: Any) -> SemanticModel:
     kept = {option: value for option, value in arguments.kwargs.items() if option != "pretrained"}
     model.architecture = {"name": name, "num_classes": num_classes, "options": kept}
     return model
-
-
-def choose(table: Mapping[str, T], value: str, option: str) -> T:
-    """Return `table[value]`, or raise a `ConfigError` that names `option` and the values it may take."""
-    if value not in table:
-        hint = suggest(str(value), list(table)) or f"; known are {', '.join(table)}"
-        raise ConfigError(f"{option} '{value}' is unknown{hint}")
-    return table[value]
-
-
-def _check_numbers(build: Callable[..., nn.Module], num_classes: Any, options: Mapping[str, Any]) -> None:
-    """Refuse values of the wrong type or range, going by the annotations of `build`."""
-    if not _is_count(num_classes):
-        raise ConfigError(f"num_classes is {num_classes!r}, expected a whole number of at least 1")
-    for option, value in options.items():
-        expected, fits = {
-            "int": ("a whole number of at least 1", _is_count(value)),
-            "float": ("a probability of at least 0 and below 1", isinstance(value, (int, float)) and 0 <= value < 1),
-            "bool": ("true or false", isinstance(value, bool)),
-            "str": ("a name", isinstance(value, str)),
-            "Sequence[int] | None": (
-                "a list of whole numbers",
-                value is None or (isinstance(value, (list, tuple)) and all(map(_is_count, value))),
-            ),
-        }[inspect.signature(build).parameters[option].annotation]
-        if not fits:
-            raise ConfigError(f"option '{option}' is {value!r}, expected {expected}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -60,15 +60,17 @@ def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
     return _ratio(intersection, union) - _ratio(around - union, around)
 
 
-def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     """Return boxes (..., 4) xyxy cut to a picture of `size` (height, width); a box outside it becomes one without area.
+
+    `size` may be a tensor (..., 2), where each picture has its own.
 
     >>> clip_boxes(torch.tensor([[-3.0, 2, 9, 4]]), (5, 8))
     tensor([[0., 2., 8., 4.]])
     """
-    height, width = size
-    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)  # (..., 2)
-    return torch.stack([x, y], -1).flatten(-2)
+    limit = boxes.new_tensor(size) if isinstance(size, tuple) else size.to(boxes.dtype)
+    low, high = boxes.clamp(min=0).unflatten(-1, (2, 2)).minimum(limit.flip(-1)[..., None, :]).unbind(-2)  # (..., 2)
+    return torch.cat([low, high], -1)
 
 
 def large_boxes(boxes: Tensor, min_size: float) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import delineate
 from delineate.errors import ConfigError, DataError
 from delineate.files import write_bytes
+from delineate.models.instance import InstanceModel
 from delineate.models.semantic import SemanticModel
 from delineate.models.zoo import create_model
 from delineate.weights.conventions import Conventions
@@ -71,7 +72,7 @@ def save_model(
     write_bytes(path, save(tensors, metadata))
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> SemanticModel:
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> SemanticModel | InstanceModel:
     """Rebuild the network that `save_model` wrote, in evaluation mode, with `.classes`, `.conventions` and `.extra`.
 
     Raises `DataError` for a file that is missing, damaged, not ours, or whose tensors do not fit the architecture it names.

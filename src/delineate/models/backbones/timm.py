@@ -15,13 +15,14 @@ CHOOSE = "choose a convolutional encoder such as 'resnet34', 'convnext_tiny' or 
 class TimmEncoder(nn.Module):
     """The network `net` (built by timm with features_only=True), which returns maps of the given channels and reductions.
 
-    Where several maps have the same size (the blocks of a vision transformer), only the last of them is passed on.
+    Where several maps have the same size (the blocks of a vision transformer), only the last of them is passed on, unless
+    `dilated`, when they come from different stages.
     """
 
-    def __init__(self, net: nn.Module, channels: list[int], reductions: list[int]) -> None:
+    def __init__(self, net: nn.Module, channels: list[int], reductions: list[int], *, dilated: bool = False) -> None:
         super().__init__()
         self.net = net
-        self.keep = [i for i, r in enumerate(reductions) if r not in reductions[i + 1 :]]
+        self.keep = [i for i, r in enumerate(reductions) if dilated or r not in reductions[i + 1 :]]
         self.channels = tuple(channels[i] for i in self.keep)
         self.reductions = tuple(reductions[i] for i in self.keep)
 
@@ -31,9 +32,12 @@ class TimmEncoder(nn.Module):
         return [features[i] for i in self.keep]
 
 
-def timm_encoder(name: str, in_channels: int, *, pretrained: bool = False) -> TimmEncoder:
+def timm_encoder(
+    name: str, in_channels: int, *, output_stride: int | None = None, pretrained: bool = False
+) -> TimmEncoder:
     """Build timm's `name` as an encoder; `pretrained` loads its ImageNet weights (downloaded by timm when first used).
 
+    With an `output_stride` (8 or 16) the last maps stay that large, and convolutions have dilations instead of strides.
     Raises `ConfigError` for a name that timm does not know, for a network that cannot return feature maps of any size, and for
     one whose maps do not shrink by powers of two.
     """
@@ -41,7 +45,7 @@ def timm_encoder(name: str, in_channels: int, *, pretrained: bool = False) -> Ti
 
     if not timm.is_model(name):
         raise ConfigError(f"encoder '{name}' is unknown to timm {timm.__version__}{suggest(name, timm.list_models())}")
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size:
         options["dynamic_img_size"] = True  # vision transformers resample their position embedding
@@ -52,9 +56,22 @@ def timm_encoder(name: str, in_channels: int, *, pretrained: bool = False) -> Ti
         wish = "; pretrained=false starts without a download" if pretrained else ""
         raise ConfigError(f"encoder '{name}' cannot be built as a feature extractor ({reason}); {CHOOSE}{wish}") from error
     features: Any = net.feature_info
-    encoder = TimmEncoder(net, features.channels(), features.reduction())
+    encoder = TimmEncoder(net, features.channels(), features.reduction(), dilated=output_stride is not None)
     _check_maps(encoder, name, in_channels)
     return encoder
+
+
+def load_timm_weights(encoder: nn.Module, name: str, in_channels: int) -> None:
+    """Load timm's ImageNet weights of `name` into an encoder of ours with the same parameter names; the classifier is left."""
+    import timm
+
+    try:
+        state = timm.create_model(name, pretrained=True, in_chans=in_channels, num_classes=0).state_dict()
+    except Exception as error:  # the download raises whatever it likes
+        message = f"encoder '{name}' has no weights to start from ({_one_line(error)}); pretrained=false starts without"
+        raise ConfigError(message) from error
+    wanted = encoder.state_dict()
+    encoder.load_state_dict({key: value for key, value in state.items() if key in wanted})
 
 
 def _check_maps(encoder: TimmEncoder, name: str, in_channels: int) -> None:
