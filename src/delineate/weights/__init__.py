@@ -2,5 +2,6 @@
 
 from delineate.weights.conventions import Conventions
 from delineate.weights.files import WeightsInfo, load_model, read_info, save_model
+from delineate.weights.importing import import_checkpoint
 
-__all__ = ["Conventions", "WeightsInfo", "load_model", "read_info", "save_model"]
+__all__ = ["Conventions", "WeightsInfo", "import_checkpoint", "load_model", "read_info", "save_model"]

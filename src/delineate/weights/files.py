@@ -85,7 +85,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Semantic
             f"{path}: was written by delineate {info.version}, and this is {delineate.__version__}: {error}"
         ) from error
     tensors = _read_tensors(Path(path))
-    _check_tensors(path, model.state_dict(), tensors)
+    check_tensors(path, model.state_dict(), tensors, "the architecture it names", "; save the model again")
     model.load_state_dict(tensors)
     model.classes, model.conventions, model.extra = info.classes, info.conventions, info.extra
     return model.eval().to(device)
@@ -153,7 +153,10 @@ def _check_channels(architecture: dict[str, Any], num_classes: int, conventions:
         raise ConfigError(f"color '{conventions.color}' has {conventions.channels} channels, the network takes {inputs}")
 
 
-def _check_tensors(path: str | Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+def check_tensors(
+    path: str | Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], network: str, fix: str = ""
+) -> None:
+    """Raise a `DataError` that lists the tensors which are missing, left over or of another shape than `network` has."""
     problems = {
         "missing": sorted(expected.keys() - found.keys()),
         "not of this network": sorted(found.keys() - expected.keys()),
@@ -165,7 +168,7 @@ def _check_tensors(path: str | Path, expected: dict[str, Tensor], found: dict[st
     }
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names)
-        raise DataError(f"{path}: tensors do not fit the architecture it names ({listed}); save the model again")
+        raise DataError(f"{path}: tensors do not fit {network} ({listed}){fix}")
 
 
 def _shorten(names: list[str], limit: int = 5) -> str:
