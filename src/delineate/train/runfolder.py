@@ -24,6 +24,7 @@ import delineate
 from delineate.config import TrainConfig, dump_config, load_config
 from delineate.errors import ConfigError
 from delineate.files import make_folder, write_json, write_text
+from delineate.ops import native
 
 MAY_CHANGE = ("epochs", "patience", "workers", "tensorboard")
 """Keys that resuming may change: they say when the run ends or how it is served, not what is computed."""
@@ -134,6 +135,7 @@ def describe_machine(config: TrainConfig) -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "native_kernels": native.available,
         "device": config.device,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "command": " ".join(sys.argv),
