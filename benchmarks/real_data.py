@@ -61,13 +61,14 @@ SETS = {
 }
 
 
-def config_of(name: str, data: Path, *, steps: int, width: int, seed: int, patch: int, batch: int) -> TrainConfig:
+def config_of(name: str, data: Path, *, steps: int, width: int, encoder: str, seed: int, patch: int, batch: int) -> TrainConfig:
     """Return the one config that both networks are trained with."""
     special = SETS[name][1]
+    ours = {"width": width, "norm": "instance"} if encoder == "plain" else {"encoder": encoder}
     content = {
         "data": {"path": str(data / name)},
         "input": special.get("input", {}),
-        "model": {"name": "unet", "options": {"width": width, "norm": "instance"}} | special.get("model", {}),
+        "model": {"name": "unet", "options": ours} | special.get("model", {}),
         "augment": {
             "patch": [patch, patch],
             "flip_vertical": 0.5,
@@ -131,13 +132,14 @@ def main() -> None:
     parser.add_argument("--set", choices=list(SETS), required=True, dest="name")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--width", type=int, default=24, help="of our network (default: %(default)s)")
+    parser.add_argument("--encoder", default="plain", help="of our network: plain, with instance normalisation, or one of timm")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patch", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--runs", type=Path, default=Path("runs/real_data"))
     arguments = parser.parse_args()
 
-    asked = {key: getattr(arguments, key) for key in ("steps", "width", "seed", "patch", "batch")}
+    asked = {key: getattr(arguments, key) for key in ("steps", "width", "encoder", "seed", "patch", "batch")}
     config = config_of(arguments.name, arguments.data, **asked)
     dataset: Dataset = SETS[arguments.name][0](open_dataset(config.data.path))
     report: dict = {
@@ -154,7 +156,8 @@ def main() -> None:
         report[which] = {"summary": e.summary, "intervals": e.intervals, "objects": e.objects, "per_class": e.per_class} | facts
     ours, theirs = (per_image(evaluations[w], "mean_dice") for w in ("delineate", "smp"))
     report["paired_difference_of_mean_dice"] = paired_bootstrap(ours, theirs)._asdict()
-    write_json(RESULTS / f"real_data_{arguments.name}.json", report)
+    suffix = "" if arguments.encoder == "plain" else f"_{arguments.encoder}"
+    write_json(RESULTS / f"real_data_{arguments.name}{suffix}.json", report)
     print(json.dumps({w: report[w]["summary"] for w in ("delineate", "smp")}, indent=2))
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from delineate.errors import ConfigError
 from delineate.models import create_model
+from delineate.models.backbones.timm import timm_encoder
 from delineate.models.blocks import Merge, NearestConv, bilinear_conv, initialize
 from delineate.models.norms import InstanceNorm
 from delineate.models.unet import pad_to_multiple
@@ -223,3 +224,9 @@ def test_learns_a_picture() -> None:
     fresh = (discs + 0.5 * torch.randn(1, 64, 64))[:, None]
     found = model.eval()(fresh).argmax(1)[0]
     assert (found & discs).sum() / (found | discs).sum() > 0.9
+
+
+def test_residual_branches_of_timm_encoders_count_from_the_start() -> None:
+    norms = [m for m in timm_encoder("resnet18", 3).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert all(bool(norm.weight.all()) for norm in norms)

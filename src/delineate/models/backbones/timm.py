@@ -32,9 +32,7 @@ class TimmEncoder(nn.Module):
         return [features[i] for i in self.keep]
 
 
-def timm_encoder(
-    name: str, in_channels: int, *, output_stride: int | None = None, pretrained: bool = False
-) -> TimmEncoder:
+def timm_encoder(name: str, in_channels: int, *, output_stride: int | None = None, pretrained: bool = False) -> TimmEncoder:
     """Build timm's `name` as an encoder; `pretrained` loads its ImageNet weights (downloaded by timm when first used).
 
     With an `output_stride` (8 or 16) the last maps stay that large, and convolutions have dilations instead of strides.
@@ -55,6 +53,8 @@ def timm_encoder(
         reason = "it takes pictures of one size only" if "dynamic_img_size" in str(error) else _one_line(error)
         wish = "; pretrained=false starts without a download" if pretrained else ""
         raise ConfigError(f"encoder '{name}' cannot be built as a feature extractor ({reason}); {CHOOSE}{wish}") from error
+    if not pretrained:
+        _open_residuals(net)
     features: Any = net.feature_info
     encoder = TimmEncoder(net, features.channels(), features.reduction(), dilated=output_stride is not None)
     _check_maps(encoder, name, in_channels)
@@ -72,6 +72,17 @@ def load_timm_weights(encoder: nn.Module, name: str, in_channels: int) -> None:
         raise ConfigError(message) from error
     wanted = encoder.state_dict()
     encoder.load_state_dict({key: value for key, value in state.items() if key in wanted})
+
+
+def _open_residuals(net: nn.Module) -> None:
+    """Let every residual branch count from the start.
+
+    Many networks of timm begin with weights of 0 in the last normalisation of each branch. That eases long trainings, but
+    slows down short ones from random weights (U-Net on CHASE after 250 steps: mean IoU 0.759, without 0.774).
+    """
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine and not module.weight.any():
+            nn.init.ones_(module.weight)
 
 
 def _check_maps(encoder: TimmEncoder, name: str, in_channels: int) -> None:
