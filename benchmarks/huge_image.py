@@ -111,10 +111,10 @@ def build(width: int, weights: Path | None) -> torch.nn.Module:
 
 def naive_labels(predictor: dl.Predictor, path: Path, window: int) -> NDArray[np.uint8]:
     """Every window into one (K, H, W) accumulator of the whole picture, weights divided out at the end, then the arg-max."""
-    network = predictor.network
+    network = predictor.semantic.network
     image = open_image(path, whole_bytes=1 << 40)  # decoded whole
     _, height, width = image.shape
-    rows, columns = (plan_axis(side, window, predictor.overlap, "constant", network) for side in (height, width))
+    rows, columns = (plan_axis(side, window, predictor.semantic.overlap, "constant", network) for side in (height, width))
     axes = [torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) for n in (rows.output, columns.output)]
     weight = torch.outer(*axes)
     scores, total = torch.zeros(len(predictor.classes), height, width), torch.zeros(height, width)
@@ -127,6 +127,10 @@ def naive_labels(predictor: dl.Predictor, path: Path, window: int) -> NDArray[np
                 scores[:, *part] += output * weight
                 total[part] += weight
     return (scores / total).argmax(0).numpy().astype(np.uint8)
+
+
+def megabytes_of(model: torch.nn.Module) -> float:
+    return sum(p.numel() * p.element_size() for p in model.parameters()) / MEGABYTE
 
 
 def measured(predictor: dl.Predictor, picture: Path, out: Path, baseline: int | None = None) -> dict[str, Any]:
@@ -189,10 +193,12 @@ def main() -> None:
     report = {
         "environment": environment(),
         "network": {"name": "unet", "width": arguments.width, "weights": str(arguments.weights or "random")},
-        "parameters_mb": round(sum(p.numel() * p.element_size() for p in predictor.network.model.parameters()) / MEGABYTE, 1),
+        "parameters_mb": round(
+            sum(p.numel() * p.element_size() for p in predictor.semantic.network.model.parameters()) / MEGABYTE, 1
+        ),
         "window": arguments.window,
-        "overlap": predictor.overlap,
-        "batch": predictor.batch,
+        "overlap": predictor.semantic.overlap,
+        "batch": predictor.semantic.batch,
         "precision": predictor.precision,
         "device": str(predictor.device),
         "huge": huge,

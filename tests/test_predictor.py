@@ -72,9 +72,9 @@ def test_windows_are_those_of_the_engine() -> None:
     """The engine has tests of its own; here, that it gets the predictor's window, overlap and scores."""
     model, pixels = network(), picture((100, 130))
     predictor = Predictor(model, "cpu", "fp32", window=64, overlap=0.5, batch=3)
-    options = {"prepare": predictor.network.prepare, "window": 64, "overlap": 0.5}
+    options = {"prepare": predictor.semantic.network.prepare, "window": 64, "overlap": 0.5}
     with torch.inference_mode():
-        strips = predict_windows(predictor.network, ArrayReader(pixels), **options)
+        strips = predict_windows(predictor.semantic.network, ArrayReader(pixels), **options)
         scores = torch.cat([strip.content for strip in strips], 1)
     assert torch.equal(predictor(pixels).semantic.long(), scores.argmax(0))  # pyright: ignore[reportOptionalMemberAccess]
     torch.testing.assert_close(scores.sum(0), torch.ones(100, 130))  # blended probabilities are probabilities
@@ -109,7 +109,7 @@ def test_border_pixels_belong_to_objects() -> None:
     predictor = Predictor(model, "cpu", "fp32", score_threshold=0, min_area=0)
     results = predictor(pixels)
     assert (labels == 3).any()
-    assert predictor.objects == "border"
+    assert predictor.semantic.objects == "border"
     assert torch.equal(results.semantic.long(), expected)  # pyright: ignore[reportOptionalMemberAccess]
     inside = results.instance_map > 0  # pyright: ignore[reportOptionalOperand]
     assert not (inside & (expected == 0)).any()
@@ -125,7 +125,7 @@ def test_distance_and_multilabel() -> None:
     pixels = picture()
     model = network(outputs="distance")
     predictor = Predictor(model, "cpu", "fp32")
-    assert predictor.objects == "distance"
+    assert predictor.semantic.objects == "distance"
     results = predictor(pixels)
     assert torch.equal(results.semantic.long(), by_hand(model, pixels)[:3].argmax(0))  # pyright: ignore
     assert results.masks is not None
@@ -248,7 +248,7 @@ def test_bfloat16_is_close() -> None:
     for precision in ("fp32", "bf16"):
         predictor = Predictor(model, "cpu", precision)
         with torch.inference_mode():
-            scores.append(predictor.network(predictor.network.prepare(pixels)))
+            scores.append(predictor.semantic.network(predictor.semantic.network.prepare(pixels)))
     assert 0 < (scores[0] - scores[1]).abs().mean() < 0.02
     assert scores[1].dtype == torch.float32
 
@@ -259,7 +259,12 @@ def test_the_device_under_test_agrees_with_the_cpu(device: torch.device) -> None
     for place in ("cpu", device):
         predictor = Predictor(model, place, "fp32")
         strips = predict_windows(
-            predictor.network, ArrayReader(pixels), prepare=predictor.network.prepare, window=64, flips=True, batch=8
+            predictor.semantic.network,
+            ArrayReader(pixels),
+            prepare=predictor.semantic.network.prepare,
+            window=64,
+            flips=True,
+            batch=8,
         )
         with torch.inference_mode():
             scores.append(torch.cat([strip.content.cpu() for strip in strips], 1))
@@ -290,7 +295,7 @@ def test_networks_of_others_can_be_used() -> None:
 
 def test_gradients_stay_on_for_the_caller() -> None:
     predictor = Predictor(network(), "cpu", "fp32", window=32)
-    for _strip in predictor.strips(ArrayReader(picture()), objects=False)[0]:
+    for _strip in predictor.semantic.strips(ArrayReader(picture()), objects=False)[0]:
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
 

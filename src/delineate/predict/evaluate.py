@@ -88,7 +88,7 @@ class _Task:
     def __init__(self, predictor: Predictor, dataset: Dataset) -> None:
         self.predictor, self.dataset = predictor, dataset
         self.multilabel = predictor.conventions.outputs == "multilabel"
-        self.objects = dataset.kind != "semantic" and predictor.objects != "none"
+        self.objects = dataset.kind != "semantic" and predictor.semantic.objects != "none"
         lookup, note = align_classes(predictor.classes, dataset.semantic_classes, "the network")
         if self.multilabel and not np.array_equal(lookup, np.arange(len(dataset.semantic_classes))):
             raise DataError(f"{dataset.root}: the classes of a multilabel network must be in the order of the data's")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,11 @@ from torch import Tensor
 from delineate.data.formats.classes import write_class_file
 from delineate.data.formats.names import flat_names
 from delineate.data.formats.writing import write_labels
+from delineate.data.formats.yolo import pose_fields, pose_line
 from delineate.errors import ConfigError, suggest
 from delineate.files import atomic_path, make_folder, write_json, write_text
 from delineate.ops.rle import rle_area
-from delineate.predict.masks import Crop, outline
+from delineate.predict.masks import BoxMasks, Crop, outline
 from delineate.predict.results import Results
 from delineate.report.palette import palette
 
@@ -34,14 +36,16 @@ class ResultsWriter:
     """Writes the results of one or many pictures to the folder `out`; as a context, it ends with what all pictures share.
 
     - png: masks/NAME.png, class ids with a palette; instances/NAME.png, object ids in 16 bits (.tif in 32 beyond 65,535
-      objects); classes.txt. With the pictures in images/ beside them this is a data set that `open_dataset` reads.
+      objects), those of better scores over the others; classes.txt. With the pictures in images/ beside them this is a data
+      set that `open_dataset` reads. Class ids of objects from a detector begin with the background.
     - overlay: overlays/NAME.png.
-    - coco: coco.json, run-length codes, with scores.
-    - labelme: labelme/NAME.json, polygons, or a mask where an object has holes.
-    - yolo: labels/NAME.txt, a polygon a line, larger objects first, and data.yaml.
+    - coco: coco.json, run-length codes and keypoints, with scores.
+    - labelme: labelme/NAME.json, polygons, or a mask where an object has holes, or boxes; keypoints as points of its group.
+    - yolo: labels/NAME.txt, a line an object, and data.yaml: polygons, larger ones first; poses where there are keypoints;
+      boxes where there is nothing else.
 
     Where there are only classes, the connected pieces of each are the objects of coco, yolo and labelme. Polygons follow the
-    edges of pixels. `losses` says how many objects have holes or several pieces, which yolo does not keep.
+    edges of pixels. `losses` says what could not be kept, and of how many objects.
     """
 
     def __init__(self, out: str | Path, formats: Sequence[str] = ("png", "overlay")) -> None:
@@ -79,16 +83,22 @@ class ResultsWriter:
 
     def finish(self) -> None:
         """Write what belongs to all pictures; nothing, if there were none."""
-        if self._last is None:
+        last = self._last
+        if last is None:
             return
-        if "png" in self.formats and self._last.semantic is not None:
-            write_class_file(self._path("classes.txt"), self._last.classes)
+        if "png" in self.formats and (names := _png_classes(last)) is not None:
+            write_class_file(self._path("classes.txt"), names)
+        categories = last.categories
+        if last.skeleton is not None:
+            points = {"keypoints": last.skeleton.names, "skeleton": [[a + 1, b + 1] for a, b in last.skeleton.edges]}
+            categories = [category | points for category in categories]
         if "coco" in self.formats:
-            content = {"images": self._images, "categories": self._last.categories, "annotations": self._annotations}
+            content = {"images": self._images, "categories": categories, "annotations": self._annotations}
             write_json(self._path("coco.json"), content)
         if "yolo" in self.formats:
-            names = dict(enumerate(category["name"] for category in self._last.categories))
+            names = dict(enumerate(category["name"] for category in categories))
             content = {"path": ".", "train": "images", "val": "images", "names": names}
+            content |= pose_fields(last.skeleton, len(names)) if last.skeleton is not None else {}
             write_text(self._path("data.yaml"), yaml.safe_dump(content, sort_keys=False))
 
     @property
@@ -103,30 +113,50 @@ class ResultsWriter:
         return path
 
     def _add_png(self, results: Results, stem: str) -> None:
-        if results.semantic is not None:
-            write_labels(self._path("masks", f"{stem}.png"), results.semantic.numpy(), palette(256))
-        if (instance_map := results.instance_map) is None:
-            return
+        if not results.has_objects or results.masks is not None:
+            instance_map = results.instance_map
+            semantic = _class_map(results, instance_map)
+            if semantic is not None:
+                write_labels(self._path("masks", f"{stem}.png"), semantic, palette(256))
+            if instance_map is not None:
+                self._add_instance_map(results, instance_map.numpy(), stem)
+        else:
+            self._lost["are boxes without masks, which png has no place for"] += len(results)
+
+    def _add_instance_map(self, results: Results, instance_map: np.ndarray, stem: str) -> None:
+        if isinstance(results.masks, BoxMasks):
+            areas = rle_area(results.masks.rle())
+            seen = np.bincount(instance_map.ravel(), minlength=len(areas) + 1)[1:]
+            self._lost["lie partly under others of better scores, which hide them in instances/"] += int((seen < areas).sum())
         if len(results) <= 65535:
-            write_labels(self._path("instances", f"{stem}.png"), instance_map.numpy())
+            write_labels(self._path("instances", f"{stem}.png"), instance_map)
         else:
             with atomic_path(self._path("instances", f"{stem}.tif")) as temporary:
-                tifffile.imwrite(temporary, instance_map.numpy().astype(np.uint32), compression="zlib")
+                tifffile.imwrite(temporary, instance_map.astype(np.uint32), compression="zlib")
 
     def _add_coco(self, results: Results, stem: str) -> None:
         image_id, (height, width) = len(self._images) + 1, results.size
         file_name = _relative(results.path, self.out) if results.path else f"{stem}.png"
         self._images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        annotations = results.to_coco(image_id)
-        areas = rle_area([annotation["segmentation"] for annotation in annotations]).tolist()
-        for annotation, area in zip(annotations, areas, strict=True):
-            number = len(self._annotations) + 1
-            self._annotations.append({"id": number, **annotation, "area": area, "iscrowd": 0})
+        for annotation in results.to_coco(image_id):
+            _, _, box_width, box_height = annotation["bbox"]
+            code = annotation.get("segmentation")
+            area = box_width * box_height if code is None else int(rle_area([code])[0])
+            self._annotations.append({"id": len(self._annotations) + 1, **annotation, "area": area, "iscrowd": 0})
 
     def _add_yolo(self, results: Results, stem: str) -> None:
+        results = results.as_objects()
+        if results.keypoints is not None or results.masks is None:
+            lines = _pose_lines(results)
+            self._lost["have masks, which poses in yolo have no place for"] += 0 if results.masks is None else len(results)
+        else:
+            lines = self._polygon_lines(results)
+        write_text(self._path("labels", f"{stem}.txt"), "".join(f"{line}\n" for line in lines))
+
+    def _polygon_lines(self, results: Results) -> list[str]:
         height, width = results.size
         lines: list[tuple[int, str]] = []  # with the object's area
-        for label, _, crop in _objects(results):
+        for label, crop in _with_pixels(results):
             outer, holes = outline(crop)
             self._lost["have holes, which are filled in yolo"] += bool(holes)
             self._lost["have several pieces, each of which is an object in yolo"] += len(outer) > 1
@@ -134,18 +164,13 @@ class ResultsWriter:
                 shares = (np.reshape(polygon, (-1, 2)) / (width, height)).ravel()
                 words = [str(results.category_of(label) - 1), *(f"{value:.9g}" for value in shares)]
                 lines.append((int(crop.mask.sum()), " ".join(words)))
-        lines.sort(key=lambda line: -line[0])
-        write_text(self._path("labels", f"{stem}.txt"), "".join(f"{line}\n" for _, line in lines))
+        return [line for _, line in sorted(lines, key=lambda line: -line[0])]
 
     def _add_labelme(self, results: Results, stem: str) -> None:
-        shapes = []
-        for number, (label, score, crop) in enumerate(_objects(results), start=1):
-            common = {"label": results.classes[label], "description": f"score {score:.4f}", "group_id": None, "flags": {}}
-            shapes += [common | shape for shape in _labelme_shapes(crop, number)]
         content = {
             "version": "5.5.0",
             "flags": {},
-            "shapes": shapes,
+            "shapes": list(labelme_shapes(results.as_objects())),
             "imagePath": _relative(results.path, self.out / "labelme") if results.path else f"{stem}.png",
             "imageData": None,
             "imageHeight": results.size[0],
@@ -154,13 +179,63 @@ class ResultsWriter:
         write_json(self._path("labelme", f"{stem}.json"), content)
 
 
-def _objects(results: Results) -> Iterator[tuple[int, float, Crop]]:
-    """Label, score and mask of each object that has pixels."""
-    results = results.as_objects()
+def _png_classes(results: Results) -> tuple[str, ...] | None:
+    """What the ids in masks/ mean; None where there is no such picture."""
+    if results.semantic is not None:
+        return results.classes
+    several = results.masks is not None and results.background is None and len(results.classes) < 256
+    return ("background", *results.classes) if several else None
+
+
+def _class_map(results: Results, instance_map: Tensor | None) -> np.ndarray | None:
+    """The class ids of masks/, (H, W); where there are only objects, those of their classes."""
+    if results.semantic is not None:
+        return results.semantic.numpy()
+    if instance_map is None or _png_classes(results) is None:
+        return None
+    return np.concatenate([[0], results.labels.numpy() + 1]).astype(np.uint8)[instance_map.numpy()]
+
+
+def _with_pixels(results: Results) -> Iterator[tuple[int, Crop]]:
+    """Label and mask of each object that has pixels."""
     assert results.masks is not None
-    for label, score, crop in zip(results.labels.tolist(), results.scores.tolist(), results.masks.crops(), strict=True):
+    for label, crop in zip(results.labels.tolist(), results.masks.crops(), strict=True):
         if crop.mask.any():
-            yield label, score, crop
+            yield label, crop
+
+
+def _pose_lines(results: Results) -> list[str]:
+    lines = []
+    for index, (label, box) in enumerate(zip(results.labels.tolist(), results.boxes.tolist(), strict=True)):
+        points = [] if results.keypoints is None else results.keypoints[index].tolist()
+        shown = [(x, y, 2) if score > results.keypoint_threshold else (0.0, 0.0, 0) for x, y, score in points]
+        lines.append(pose_line(results.category_of(label) - 1, box, shown, results.size))
+    return lines
+
+
+def labelme_shapes(results: Results) -> Iterator[dict[str, Any]]:
+    """Yield the shapes of all objects: outlines, or boxes where there are no masks, and the keypoints that are seen."""
+    crops = itertools.repeat(None) if results.masks is None else results.masks.crops()
+    rows = zip(results.labels.tolist(), results.scores.tolist(), results.boxes.tolist(), crops, strict=False)
+    for number, (label, score, (x0, y0, x1, y1), crop) in enumerate(rows, start=1):
+        common = {"label": results.classes[label], "description": f"score {score:.4f}", "group_id": None, "flags": {}}
+        grouped = {"group_id": number} if results.keypoints is not None else {}
+        if crop is None:
+            yield common | grouped | {"shape_type": "rectangle", "points": [[x0, y0], [x1, y1]], "mask": None}
+        elif crop.mask.any():
+            yield from (common | shape | grouped for shape in _labelme_shapes(crop, number))
+        if results.keypoints is not None:
+            yield from _labelme_points(results, number - 1)
+
+
+def _labelme_points(results: Results, index: int) -> Iterator[dict[str, Any]]:
+    assert results.keypoints is not None
+    points = results.keypoints[index].tolist()
+    names = results.skeleton.names if results.skeleton is not None else [f"keypoint_{k}" for k in range(len(points))]
+    for name, (x, y, score) in zip(names, points, strict=True):
+        if score > results.keypoint_threshold:
+            shape = {"label": name, "description": f"score {score:.4f}", "group_id": index + 1, "flags": {}}
+            yield shape | {"shape_type": "point", "points": [[x, y]], "mask": None}
 
 
 def _labelme_shapes(crop: Crop, group: int) -> list[dict[str, Any]]:

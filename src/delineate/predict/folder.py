@@ -17,7 +17,7 @@ from delineate.predict.export_formats import ResultsWriter
 from delineate.predict.predictor import Predictor
 
 HUGE = 1 << 26
-"""Pictures of more pixels are predicted strip by strip into a TIFF of class ids; nothing else is written for them."""
+"""Pictures of more pixels are predicted strip by strip into a TIFF of class ids, unless the network finds objects."""
 
 
 class Page(NamedTuple):
@@ -89,7 +89,7 @@ def _predict_page(predictor: Predictor, page: Page, writer: ResultsWriter, huge:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         start = time.perf_counter()
-        if height * width > huge:
+        if height * width > huge and predictor.conventions.outputs != "instances":  # detectors see it resized anyway
             target = writer.out / "masks" / f"{page.name}.tif"
             predictor.predict_to_tiff(page.path, target, frame=page.frame)
             write_class_file(writer.out / "classes.txt", predictor.classes)
@@ -97,7 +97,7 @@ def _predict_page(predictor: Predictor, page: Page, writer: ResultsWriter, huge:
         else:
             results = predictor.predict(page.path, frame=page.frame, name=page.name)
             writer.add(results)
-            notes, found = [], "" if results.masks is None else f"{len(results)} objects"
+            notes, found = [], f"{len(results)} objects" if results.has_objects else ""
         seconds = time.perf_counter() - start
     notes += [str(warning.message).removeprefix(f"{page.path}: ") for warning in caught]
     if not quiet:

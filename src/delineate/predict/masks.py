@@ -13,8 +13,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from delineate.data.dataset import Polygon, Rle
+from delineate.ops.masks import Convention, paste_masks
 from delineate.ops.polygons import mask_to_polygons
-from delineate.ops.rle import encode_runs
+from delineate.ops.rle import decode_rle, encode_runs, paste_rle, rle_boxes
 
 
 class Crop(NamedTuple):
@@ -91,6 +92,50 @@ class InstanceMapMasks:
 
     def polygons(self) -> list[Outline]:
         return [outline(crop) for crop in self.crops()]
+
+
+class BoxMasks:
+    """Masks as a detector gives them: `probabilities` (N, S, S) over `boxes` (N, 4) xyxy, which may overlap.
+
+    They take no memory for the pixels of the picture until these are asked for. A pixel belongs to an object whose probability
+    there, interpolated as `convention` says (see `ops.paste_masks`), is at least `threshold`.
+    """
+
+    def __init__(
+        self,
+        probabilities: Tensor,
+        boxes: Tensor,
+        size: tuple[int, int],
+        convention: Convention = "detectron2",
+        threshold: float = 0.5,
+    ) -> None:
+        self.probabilities, self.boxes, self.size = probabilities, boxes, size
+        self.convention: Convention = convention
+        self.threshold = threshold
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self._pasted(slice(n, n + 1))[0] for n in range(len(self)))
+
+    def dense(self) -> Tensor:
+        return self._pasted(slice(None))
+
+    def crops(self) -> Iterator[Crop]:
+        for code in self.rle():
+            left, top, right, bottom = rle_boxes([code])[0].astype(int).tolist()
+            window = decode_rle([code])[0, top : max(bottom, top + 1), left : max(right, left + 1)]
+            yield Crop(left, top, window.numpy())
+
+    def rle(self) -> list[Rle]:
+        return paste_rle(self.probabilities, self.boxes, self.size, self.threshold, self.convention)
+
+    def polygons(self) -> list[Outline]:
+        return [outline(crop) for crop in self.crops()]
+
+    def _pasted(self, part: slice) -> Tensor:
+        return paste_masks(self.probabilities[part], self.boxes[part], self.size, self.threshold, self.convention)
 
 
 def outline(crop: Crop) -> Outline:

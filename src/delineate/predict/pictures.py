@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,41 @@ from delineate.data.windows import ArrayReader, ImageReader, open_image
 from delineate.errors import DataError
 from delineate.weights.conventions import Conventions
 
+Source = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
+
 _ROWS_AT_ONCE = 1 << 22  # pixels that a pass over a picture holds
+
+
+class Picture(NamedTuple):
+    """A picture to predict: a file, or pixels as `as_tensor` takes them."""
+
+    source: Source
+    frame: int = 0  # page of a multi-page TIFF
+    name: str | None = None  # of its results; None: that of the file, or "image"
+
+    @property
+    def path(self) -> Path | None:
+        """The file, if it is one."""
+        return Path(self.source) if isinstance(self.source, str | Path) else None
+
+    @property
+    def title(self) -> str:
+        """The name of its results."""
+        return self.name or (self.path.stem if self.path else "image")
+
+    @contextmanager
+    def opened(self) -> Iterator[ImageReader]:
+        """Open it for reading, and put the file's name in front of a `DataError` that lacks it."""
+        try:
+            reader = open_picture(self.source, self.frame)
+            try:
+                yield reader
+            finally:
+                reader.close()
+        except DataError as error:
+            if self.path is None or str(error).startswith(str(self.source)):
+                raise
+            raise DataError(f"{self.source}: {error}") from error
 
 
 def as_tensor(image: Any) -> Tensor:

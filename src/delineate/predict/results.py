@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from delineate.data.decode import decode_image
 from delineate.errors import ConfigError
 from delineate.predict.masks import InstanceMapMasks, Masks
 from delineate.predict.objects import Objects, extract_objects
+from delineate.skeleton import KeypointSchema
 
 
 @dataclass(slots=True)
@@ -39,7 +40,9 @@ class Results:
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))  # (N,) float32
     labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # (N,) int64
     masks: Masks | None = None  # N masks; None: objects were not asked for
-    keypoints: Tensor | None = None  # (N, K, 3) float32 x, y, score
+    keypoints: Tensor | None = None  # (N, K, 3) float32 x, y, score; x, y as the annotations mean them (COCO's: whole pixels)
+    skeleton: KeypointSchema | None = None  # what the keypoints are
+    keypoint_threshold: float = 0.0  # keypoints with a lower score are not drawn, and hidden to formats without scores
     seconds: float = 0.0  # spent on this picture
     notes: tuple[str, ...] = ()  # what was assumed about the picture
 
@@ -48,16 +51,23 @@ class Results:
         return len(self.labels)
 
     @property
+    def has_objects(self) -> bool:
+        """Whether objects were looked for, with masks or as boxes alone."""
+        return self.masks is not None or self.semantic is None
+
+    @property
     def instance_map(self) -> Tensor | None:
-        """(H, W) int32, 0 = background, n = object n - 1; None without objects. Where masks overlap, the later one wins."""
+        """(H, W) int32, 0 = background, n = object n - 1; None without masks. Where they overlap, the best score wins."""
         if self.masks is None:
             return None
         if isinstance(self.masks, InstanceMapMasks):
             return torch.from_numpy(self.masks.instance_map)
-        instance_map = torch.zeros(self.size, dtype=torch.int32)
-        for number, mask in enumerate(self.masks, start=1):
-            instance_map[mask] = number
-        return instance_map
+        instance_map = np.zeros(self.size, np.int32)
+        rank = np.concatenate([[-np.inf], self.scores.numpy()])  # of who owns a pixel
+        for number, (left, top, mask) in enumerate(self.masks.crops(), start=1):
+            window = instance_map[top : top + mask.shape[0], left : left + mask.shape[1]]
+            window[mask & (rank[window] <= rank[number])] = number
+        return torch.from_numpy(instance_map)
 
     def with_objects(self, objects: Objects) -> Results:
         """Return these results with the objects of `extract_objects`."""
@@ -71,10 +81,9 @@ class Results:
 
     def as_objects(self) -> Results:
         """Return these results with objects: as they are where there are some, else the connected pieces of each class."""
-        if self.masks is not None:
+        if self.has_objects:
             return self
-        if self.semantic is None:
-            raise ConfigError(f"{self.name}: has neither objects nor classes to export")
+        assert self.semantic is not None
         ids = self.semantic.numpy().astype(np.int32)
         objects = extract_objects(ids if self.background == 0 else ids + 1)
         return self.with_objects(objects if self.background == 0 else replace(objects, labels=objects.labels - 1))
@@ -84,45 +93,55 @@ class Results:
 
         `image` is a tensor (C, H, W), an array (H, W) or (H, W, 3), a PIL image or a path; without it, the file is read again.
         """
-        from delineate.report.overlay import draw_instances, draw_semantic, draw_skeletons
+        from delineate.report.overlay import draw_instances, draw_semantic
+        from delineate.report.skeletons import draw_skeletons
 
         canvas = self._picture(image)
         if self.masks is None and self.semantic is not None:
             canvas = draw_semantic(canvas, self.semantic, classes=self.classes, alpha=alpha, background=self.background)
-        elif self.masks is not None:
+        else:
             mapped = isinstance(self.masks, InstanceMapMasks)
             several = len(self.classes) - (self.background is not None) > 1
+            named = several or not mapped  # names at each of a hundred cells would hide them
             canvas = draw_instances(
                 canvas,
                 instance_map=self.instance_map if mapped else None,
                 masks=None if mapped else self.masks,
-                boxes=self.boxes if several else None,  # names at each of a hundred cells would hide them
+                boxes=self.boxes if named else None,
                 labels=self.labels,
-                scores=self.scores if several else None,
-                names=self.classes if several else None,
+                scores=self.scores if named else None,
+                names=self.classes if named else None,
                 alpha=alpha,
             )
         if self.keypoints is not None:
-            canvas = draw_skeletons(canvas, self.keypoints)
+            canvas = draw_skeletons(canvas, self.keypoints, schema=self.skeleton, threshold=self.keypoint_threshold)
         return canvas
 
-    def to_coco(self, image_id: int | str = 1) -> list[dict[str, Any]]:
-        """Return the objects as COCO's list of results: box (xywh), run-length code, score; categories as in `categories`."""
+    def to_coco(self, image_id: int | str = 1, category_ids: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+        """Return the objects as COCO's list of results: box (xywh), score, and the run-length code and keypoints there are.
+
+        Category ids are those of `categories`, or those that `category_ids` has for the names of the classes.
+        """
         results = self.as_objects()
-        assert results.masks is not None
-        annotations = []
-        rows = zip(results.boxes.tolist(), results.labels.tolist(), results.scores.tolist(), results.masks.rle(), strict=True)
-        for index, ((x0, y0, x1, y1), label, score, rle) in enumerate(rows):
-            annotation = {
+        ids = {c["name"]: c["id"] for c in self.categories} if category_ids is None else category_ids
+        annotations: list[dict[str, Any]] = [
+            {
                 "image_id": image_id,
-                "category_id": self.category_of(label),
+                "category_id": ids[self.classes[label]],
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "segmentation": rle,
                 "score": round(score, 6),
             }
-            if self.keypoints is not None:
-                annotation["keypoints"] = self.keypoints[index].flatten().tolist()
-            annotations.append(annotation)
+            for (x0, y0, x1, y1), label, score in zip(
+                results.boxes.tolist(), results.labels.tolist(), results.scores.tolist(), strict=True
+            )
+        ]
+        parts: dict[str, list[Any] | None] = {
+            "segmentation": None if results.masks is None else results.masks.rle(),
+            "keypoints": None if results.keypoints is None else results.keypoints.flatten(1).tolist(),
+        }
+        for key, values in parts.items():
+            for annotation, value in zip(annotations, values or (), strict=values is not None):
+                annotation[key] = value
         return annotations
 
     @property

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
@@ -26,7 +25,8 @@ from delineate.report.canvas import (
     to_display,
     write_line,
 )
-from delineate.report.palette import Color, palette
+from delineate.report.palette import Color, object_color, palette
+from delineate.report.skeletons import draw_skeletons
 
 __all__ = ["draw_errors", "draw_instances", "draw_semantic", "draw_skeletons", "palette", "side_by_side", "to_display"]
 
@@ -99,31 +99,6 @@ def draw_instances(
         colors = [_object_color(i, owners) for i in range(len(boxes))]
         canvas = _draw_boxes(canvas, torch.as_tensor(boxes).float().cpu(), _tags(len(boxes), label_of, scores, names), colors)
     return canvas
-
-
-def draw_skeletons(
-    image: Tensor | np.ndarray,
-    keypoints: Tensor | np.ndarray,
-    *,
-    edges: Sequence[tuple[int, int]] = (),
-    visibility: Tensor | np.ndarray | None = None,
-    threshold: float = 0.0,
-) -> Tensor:
-    """Draw keypoints (N, K, 2) or (N, K, 3), x and y in pixels and then a score, and the `edges` between them; (3, H, W) uint8.
-
-    A point is drawn where `visibility` (N, K) is over 0, where its score is over `threshold`, and where it is finite; an edge
-    where both of its ends are drawn.
-    """
-    canvas = to_display(image)
-    points = torch.as_tensor(keypoints).float().cpu()
-    if points.ndim != 3 or points.shape[-1] not in (2, 3):
-        raise ValueError(f"keypoints of shape {tuple(points.shape)}: expected (N, K, 2) or (N, K, 3)")
-    shown = points.isfinite().all(-1)
-    if points.shape[-1] == 3:
-        shown &= points[..., 2] > threshold
-    if visibility is not None:
-        shown &= torch.as_tensor(visibility).cpu() > 0
-    return _draw_figures(canvas, points[..., :2], shown, edges)
 
 
 def draw_errors(
@@ -209,7 +184,7 @@ def _color_table(colors: Sequence[Color] | None, count: int) -> Tensor:
 
 def _object_color(index: int, owners: Sequence[int] | None) -> Color:
     wanted = owners[index] if owners is not None and index < len(owners) else index
-    return palette(2 + wanted % 64)[-1]  # 64 colours, far apart, rather than 255 close ones
+    return object_color(wanted)
 
 
 def _as_color(row: Tensor) -> Color:
@@ -279,21 +254,6 @@ def _proper(boxes: Tensor) -> Tensor:
 
 def _is_light(color: Color) -> bool:
     return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-
-
-def _draw_figures(canvas: Tensor, points: Tensor, shown: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:
-    """Lines in each figure's own colour, points rimmed in white; torchvision's draw_keypoints draws every line white."""
-    picture = Image.fromarray(canvas.permute(1, 2, 0).contiguous().numpy())
-    pen = ImageDraw.Draw(picture)
-    width = line_width(canvas) + 1
-    for index, (figure, visible) in enumerate(zip(points.tolist(), shown.tolist(), strict=True)):
-        color = _object_color(index, None)
-        for start, end in edges:
-            if visible[start] and visible[end]:
-                pen.line([*figure[start], *figure[end]], fill=color, width=width)
-        for x, y in (place for place, seen in zip(figure, visible, strict=True) if seen):
-            pen.ellipse([x - width, y - width, x + width, y + width], fill=color, outline=(255, 255, 255))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def _draw_legend(canvas: Tensor, entries: Sequence[tuple[str, Color]]) -> None:

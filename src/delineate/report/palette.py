@@ -41,6 +41,11 @@ def palette(count: int) -> tuple[Color, ...]:
     return (BACKGROUND, *(colors[index % len(colors)] for index in range(count - 1)))[: max(count, 0)]
 
 
+def object_color(index: int) -> Color:
+    """The colour of object `index`: one of 64, which are far apart, where 255 would be close."""
+    return palette(2 + index % 64)[-1]
+
+
 @lru_cache(maxsize=1)
 def _distinct_colors(count: int = 255) -> tuple[Color, ...]:
     levels = np.linspace(0, 255, 13).round()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,7 @@ def write_yolo(dataset: Dataset, out: Path, variant: str | None) -> None:
     content["val"] = content.get("val", content.get("train"))
     content["names"] = dict(enumerate(classes))
     if dataset.keypoints is not None:
-        names = dataset.keypoints.names
-        flips = list(range(len(names)))
-        for left, right in dataset.keypoints.flip_pairs:
-            flips[left], flips[right] = right, left
-        content |= {"kpt_shape": [len(names), 3], "flip_idx": flips, "kpt_names": {i: list(names) for i in range(len(classes))}}
+        content |= pose_fields(dataset.keypoints, len(classes))
     write_text(out / "data.yaml", yaml.safe_dump(content, sort_keys=False))
 
 
@@ -264,18 +261,39 @@ def _lines(objects: tuple[Instance, ...], size: tuple[int, int], record: Record,
 
 
 def _pose_lines(dataset: Dataset, record: Record, objects: tuple[Instance, ...], size: tuple[int, int]) -> list[str]:
-    height, width = size
     count = len(dataset.keypoints.names) if dataset.keypoints else 0
-    lines = []
-    for instance in objects:
-        if instance.crowd:
-            continue
-        x0, y0, x1, y1 = instance_box(instance, None, size, record)
-        numbers = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
-        for x, y, visible in instance.keypoints or ((0.0, 0.0, 0),) * count:
-            numbers += [x / width, y / height, visible]
-        lines.append(_text(instance.label, numbers))
-    return lines
+    return [
+        pose_line(i.label, instance_box(i, None, size, record), i.keypoints or ((0.0, 0.0, 0),) * count, size)
+        for i in objects
+        if not i.crowd
+    ]
+
+
+def pose_line(
+    label: int,
+    box: Sequence[float],
+    keypoints: Sequence[tuple[float, float, int]],
+    size: tuple[int, int],
+) -> str:
+    """Return the line of an object: class, box (xyxy), keypoints x, y, visibility, in a picture of `size` (height, width).
+
+    >>> pose_line(0, (0, 0, 4, 2), [(2, 1, 2)], (8, 8))
+    '0 0.25 0.125 0.5 0.25 0.25 0.125 2'
+    """
+    (height, width), (x0, y0, x1, y1) = size, box
+    numbers = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
+    for x, y, visible in keypoints:
+        numbers += [x / width, y / height, visible]
+    return _text(label, numbers)
+
+
+def pose_fields(schema: KeypointSchema, num_classes: int) -> dict[str, Any]:
+    """Return what a data YAML says of keypoints."""
+    flips = list(range(len(schema.names)))
+    for left, right in schema.flip_pairs:
+        flips[left], flips[right] = right, left
+    names = {i: list(schema.names) for i in range(num_classes)}
+    return {"kpt_shape": [len(flips), 3], "flip_idx": flips, "kpt_names": names}
 
 
 def _text(label: int, numbers: Any) -> str:
