@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from delineate.errors import ConfigError, DataError, suggest
 from delineate.models.zoo import create_model
+from delineate.weights import torchvision
 from delineate.weights.files import check_tensors
 from delineate.weights.importer import Imported, Importer, State
 from delineate.weights.pickles import read_state
 
-IMPORTERS: tuple[Importer, ...] = ()
+IMPORTERS: tuple[Importer, ...] = (torchvision.IMPORTER,)
 
 
 def import_checkpoint(
@@ -39,7 +40,7 @@ def import_checkpoint(
         choices: what the tensors cannot tell and this source asks for, such as `align_corners=False`.
 
     The network has `.classes`, `.conventions` and `.extra`, and `save_model` writes it. Nothing is guessed: where a file leaves
-    open what it means, `ConfigError` says which argument decides. Raises `DataError` for a file that is missing or damaged, that
+    open what it means, `ConfigError` says which argument decides. Raises `DataError` for a file that is missing, is damaged or
     would run code, or whose tensors are missing, left over or of another shape, with their names.
     """
     state = read_state(path)

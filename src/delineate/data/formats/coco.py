@@ -19,21 +19,12 @@ from delineate.data.objects import object_classes, record_objects
 from delineate.data.raster import rle_area, rle_box, segmentation_rle
 from delineate.errors import DataError
 from delineate.files import write_json
-from delineate.skeleton import KeypointSchema
+from delineate.skeleton import COCO_PERSON, KeypointSchema
 
 VARIANTS = ("instance", "keypoint")
 _NO_TRUTH = "image_info_"  # how COCO calls a list of test images
 _IMAGE_KEYS = {"id", "file_name", "height", "width"}
 _OBJECT_KEYS = {"id", "image_id", "category_id", "segmentation", "bbox", "area", "iscrowd", "keypoints", "num_keypoints"}
-_PERSON = (
-    *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow"),
-    *("left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle"),
-)
-# COCO's published falloffs of the keypoint similarity, in the order of _PERSON.
-_PERSON_SIGMAS = (
-    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
-    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
-)
 
 
 def is_coco_file(path: Path) -> bool:
@@ -180,7 +171,7 @@ def _keypoint_schema(categories: list[dict[str, Any]]) -> KeypointSchema | None:
         return None
     names = tuple(map(str, category["keypoints"]))
     edges = tuple((a - 1, b - 1) for a, b in category.get("skeleton") or () if 1 <= a <= len(names) and 1 <= b <= len(names))
-    return KeypointSchema(names, edges, flip_pairs(names), _PERSON_SIGMAS if names == _PERSON else ())
+    return KeypointSchema(names, edges, flip_pairs(names), COCO_PERSON.sigmas if names == COCO_PERSON.names else ())
 
 
 def flip_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
