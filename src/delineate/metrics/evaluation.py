@@ -46,6 +46,11 @@ class ImageScore:
         return self.numbers.get("mean_dice", math.nan)
 
     @property
+    def quality(self) -> float:
+        """What pictures are ranked by: mean IoU, or of objects alone panoptic quality at IoU 0.5; NaN where not measured."""
+        return self.numbers.get("mean_iou", self.numbers.get("objects/panoptic_quality_50", math.nan))
+
+    @property
     def objects(self) -> dict[str, float] | None:
         """Numbers of its objects, without "objects/" before their names; None where not measured."""
         return _objects(self.numbers)
@@ -66,6 +71,10 @@ class Evaluation:
     confidence: float = 0.95  # of the intervals
     notes: tuple[str, ...] = ()  # what was concluded on the way
     errors: DetectionErrors | None = None  # kinds of error of detections, where asked for
+    # Of detections: precision at each recall, the mean over classes: {"iou_type", "iou" (None: the mean over all), "recall",
+    # "precision"}.
+    curves: tuple[dict[str, Any], ...] = ()
+    pictures_per_second: float | None = None  # of the prediction, files read
 
     @property
     def confusions(self) -> list[dict[str, Any]]:
@@ -110,6 +119,8 @@ class Evaluation:
             confidence=content.get("confidence", 0.95),
             notes=tuple(content.get("notes", ())),
             errors=DetectionErrors(**content["errors"]) if content.get("errors") else None,
+            curves=tuple(content.get("curves", ())),
+            pictures_per_second=content.get("pictures_per_second"),
         )
 
     def table(self) -> Group:
@@ -191,6 +202,8 @@ class Evaluator:
         self.images: list[ImageScore] = []
         self.notes: list[str] = []
         self.errors: DetectionErrors | None = None
+        self.curves: list[dict[str, Any]] = []
+        self.seconds = 0.0  # of the prediction
 
     def add(self, name: str, prediction: Labelling, truth: Labelling, path: str | None = None) -> ImageScore:
         """Measure one picture; raises `DataError` naming it where sizes differ or a value is no class."""
@@ -248,6 +261,8 @@ class Evaluator:
             confidence=intervals.confidence if intervals else DEFAULT_RESAMPLING.confidence,
             notes=tuple(self.notes),
             errors=self.errors,
+            curves=tuple(self.curves),
+            pictures_per_second=count / self.seconds if self.seconds else None,
         )
 
 

@@ -6,7 +6,7 @@ have intervals and comparisons.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from delineate.metrics.bootstrap import Draws, mean_score, sum_score
 from delineate.metrics.clustering import adapted_rand_error, segments_of, v_info, v_rand, variation_of_information
 from delineate.metrics.confusion import ConfusionMatrix
 from delineate.metrics.multilabel import MultilabelConfusion
-from delineate.metrics.objects import ObjectScores
+from delineate.metrics.objects import Candidates, ObjectScores
 from delineate.metrics.overlap import Overlap, nan_mean, ratio
 from delineate.metrics.reductions import MEAN_IOU
 from delineate.metrics.scores import ClassScores
@@ -167,6 +167,20 @@ class ObjectMeasure:
             if class_id in seen:
                 scores.update(_of_class(prediction, class_id), _of_class(truth, class_id), ignore=np.asarray(ignore))
             sums.append(scores.sums)
+        return self._add(sums)
+
+    def update_pairs(self, pairs: Mapping[int, Candidates]) -> dict[str, float]:
+        """Match objects that may overlap, by the IoU of the pairs of each class that occurs in a picture."""
+        sums = []
+        for class_id in self.object_classes:
+            scores = ObjectScores()
+            if class_id in pairs:
+                scores.update_pairs(pairs[class_id])
+            sums.append(scores.sums)
+        return self._add(sums)
+
+    def _add(self, sums: Sequence[Array]) -> dict[str, float]:
+        """Keep the sums of each class of a picture, and return its numbers."""
         self._sums.append(np.stack(sums))
         row = _object_scores(self._sums[-1])
         return {name: float(value) for name, value in row.items()} | _object_counts(self._sums[-1])

@@ -185,7 +185,10 @@ class ObjectScores:
 
     def update(self, prediction: NDArray[Any], truth: NDArray[Any], *, ignore: NDArray[Any] | None = None) -> ObjectScores:
         """Add one picture's instance maps (H, W), 0 = background, and return the scores of that picture alone."""
-        pairs = candidate_pairs(prediction, truth, ignore)
+        return self.update_pairs(candidate_pairs(prediction, truth, ignore))
+
+    def update_pairs(self, pairs: Candidates) -> ObjectScores:
+        """Add one picture's objects, which may overlap, by the IoU of their pairs; returns the scores of that picture alone."""
         matchings = [match_objects(pairs, iou_threshold=threshold) for threshold in self.thresholds]
         rows = [[m.true_positives, m.false_positives, m.false_negatives, m.iou.sum()] for m in matchings]
         picture = ObjectScores.from_sums(np.array(rows), self.thresholds)

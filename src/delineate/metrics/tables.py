@@ -29,9 +29,12 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
         parts.append(_confusion_table(evaluation))
     if evaluation.errors is not None:
         parts.append(evaluation.errors.table())
-    if sum(not math.isnan(image.mean_iou) for image in evaluation.images) > 1:
+    if sum(not math.isnan(image.quality) for image in evaluation.images) > 1:
         parts.append(_image_table(evaluation))
-    return Group(*parts, *(Text(f"note: {note}", style="dim") for note in evaluation.notes))
+    notes = [f"note: {note}" for note in evaluation.notes]
+    if evaluation.pictures_per_second is not None:
+        notes.append(f"speed: {evaluation.pictures_per_second:.3g} pictures a second")
+    return Group(*parts, *(Text(note, style="dim") for note in notes))
 
 
 def _summary_table(evaluation: Evaluation) -> Table:
@@ -131,18 +134,29 @@ def _confusion_table(evaluation: Evaluation) -> Table:
     return table
 
 
+_IMAGE_COLUMNS = {
+    "mean_iou": "mean IoU",
+    "mean_dice": "mean Dice",
+    "objects/panoptic_quality_50": "PQ",
+    "objects/ap50": "AP50",
+    "objects/f1_50": "F1",
+    "objects/truth_objects": "objects",
+}
+
+
 def _image_table(evaluation: Evaluation) -> Table:
-    objects = evaluation.objects is not None
-    table = _table("worst pictures", "picture", "mean IoU", "mean Dice", *(["AP50", "F1", "objects"] if objects else []))
-    defined = [image for image in evaluation.images if not math.isnan(image.mean_iou)]
-    for image in sorted(defined, key=lambda image: image.mean_iou)[:_WORST]:
-        numbers = image.objects or {}
-        extra = [
-            _show(numbers.get("ap50", math.nan)),
-            _show(numbers.get("f1_50", math.nan)),
-            _show(numbers.get("truth_objects", 0)),
-        ]
-        table.add_row(image.name, _show(image.mean_iou), _show(image.mean_dice), *(extra if objects else []))
+    """The worst pictures; of objects alone with panoptic quality, by which they are ranked."""
+    defined = [image for image in evaluation.images if not math.isnan(image.quality)]
+    measured = {name for image in defined for name in image.numbers}
+    pixels = "mean_iou" in measured
+    columns = {
+        name: title
+        for name, title in _IMAGE_COLUMNS.items()
+        if name in measured and not (pixels and name == "objects/panoptic_quality_50")
+    }
+    table = _table("worst pictures", "picture", *columns.values())
+    for image in sorted(defined, key=lambda image: image.quality)[:_WORST]:
+        table.add_row(image.name, *(_show(image.numbers.get(name, math.nan)) for name in columns))
     return table
 
 
