@@ -21,7 +21,11 @@ from delineate.train.optim import build_optimizer, learning_rate, set_learning_r
 from delineate.train.step import StepResult, training_step
 from delineate.weights import Conventions
 
-LOSS = build_loss([LossTerm(name="cross_entropy")], Conventions(color="gray"), 2)
+PIXEL_LOSS = build_loss([LossTerm(name="cross_entropy")], Conventions(color="gray"), 2)
+
+
+def LOSS(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: N802
+    return PIXEL_LOSS(model(batch.images), batch)
 
 
 def network(norm: str = "instance", **options: object) -> nn.Module:
@@ -52,6 +56,19 @@ def step(
 
 
 class TestSchedule:
+    def test_multi_step_with_warm_up_is_torchs(self) -> None:
+        """A warm-up from a hundredth of the rate, then steps at two thirds and eight ninths, as detectors are trained."""
+        config = OptimizerConfig(lr=0.2, schedule="multi_step", warmup_steps=10, warmup_factor=0.01)
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+        steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60, 80], gamma=0.1)
+        for number in range(90):
+            if number >= 10:
+                assert learning_rate(config, number, 90) == pytest.approx(steps.get_last_lr()[0], rel=1e-9)
+            optimizer.step()
+            steps.step()
+        rising = [learning_rate(config, number, 90) for number in range(10)]
+        assert rising == pytest.approx([0.2 * (0.01 + 0.99 * (n + 1) / 10) for n in range(10)])
+
     def test_poly_is_torchs_polynomial(self) -> None:
         config = OptimizerConfig(lr=0.3, schedule="poly", power=0.9)
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
@@ -272,8 +289,9 @@ class TestStep:
         model = network(deep_supervision=True)
         fabric = Fabric(accelerator="cpu", devices=1)
         module, optimizer = fabric.setup(model, build_optimizer(model, OptimizerConfig()))
-        loss = build_loss([LossTerm(name="cross_entropy"), LossTerm(name="dice", weight=0.5)], Conventions(color="gray"), 2)
-        result = training_step(fabric, module, optimizer, loss, batches(1))
+        terms = [LossTerm(name="cross_entropy"), LossTerm(name="dice", weight=0.5)]
+        loss = build_loss(terms, Conventions(color="gray"), 2)
+        result = training_step(fabric, module, optimizer, lambda model, batch: loss(model(batch.images), batch), batches(1))
         assert set(result.values) == {"loss", "cross_entropy", "dice"}
         assert result.values["loss"] == pytest.approx(result.values["cross_entropy"] + 0.5 * result.values["dice"], rel=1e-5)
 

@@ -169,7 +169,11 @@ class TrainConfig(Strict):
     workers: int = Field(default=2, ge=0, description="loader processes")
     seed: int = Field(default=0, ge=0)
     deterministic: bool = False
-    monitor: str = Field(default="mean_iou", description="validation number that picks the best checkpoint; larger is better")
+    monitor: str | None = Field(
+        default=None,
+        description="validation number that picks the best checkpoint, larger is better; None: mean_iou, or of detectors "
+        "keypoint_AP, mask_AP or box_AP, the first that they have",
+    )
     patience: int | None = Field(default=None, ge=1, description="epochs without improvement before the run ends early")
     validate_every: int = Field(default=1, ge=1, description="epochs")
     tensorboard: bool = True

@@ -42,16 +42,19 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def conventions_of(config: TrainConfig) -> Conventions:
-    """Return what the network of `config` reads and answers."""
-    return Conventions(**config.input.model_dump(), outputs=config.model.outputs)
+    """Return what the semantic network of `config` reads and answers."""
+    return Conventions(**config.input.model_dump(exclude={"resize"}), outputs=config.model.outputs)
 
 
-def build_model(config: TrainConfig, num_classes: int, *, fresh: bool) -> tuple[nn.Module, list[str]]:
+def build_model(
+    config: TrainConfig, num_classes: int, *, fresh: bool, conventions: Conventions | None = None
+) -> tuple[nn.Module, list[str]]:
     """Return the network of `config` for `num_classes` classes, its random weights those of the seed, and notes on its start.
 
     `fresh`: with `config.model.weights`, or the pretrained ones of its encoder; they are not read where a state replaces them.
+    `conventions`: None for a semantic network, whose config tells them.
     """
-    conventions = conventions_of(config)
+    conventions = conventions or conventions_of(config)
     options = {"in_channels": conventions.channels, **config.model.options}
     if options["in_channels"] != conventions.channels:
         raise ConfigError(

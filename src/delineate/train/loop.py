@@ -18,13 +18,14 @@ from delineate.data import Dataset
 from delineate.errors import ConfigError, DelineateError
 from delineate.files import write_json
 from delineate.guard import end_process_that_starts
-from delineate.train.build import conventions_of, prepare_dataset, reproducible, seed_step
+from delineate.train.build import prepare_dataset, reproducible, seed_step
 from delineate.train.logging import peak_memory
 from delineate.train.optim import learning_rate, set_learning_rate
 from delineate.train.processes import Stop, first_process, launch, under_torchrun
 from delineate.train.run import Job, Run
 from delineate.train.runfolder import RunFolder
 from delineate.train.step import training_step
+from delineate.train.task import make_task
 
 if TYPE_CHECKING:
     from delineate.train.plan import Plan
@@ -95,7 +96,7 @@ def _train_epoch(run: Run) -> None:
         seed_step(run.config.seed, progress.step, run.fabric.global_rank)
         set_learning_rate(run.optimizer, learning_rate(config, progress.step, run.config.epochs * run.steps))
         result = training_step(
-            run.fabric, run.module, run.optimizer, run.loss, group, clip_norm=config.clip_norm, stop=run.stop.requested
+            run.fabric, run.module, run.optimizer, run.task.loss, group, clip_norm=config.clip_norm, stop=run.stop.requested
         )
         if run.average and result.finite:
             run.average.update(run.model)
@@ -137,7 +138,8 @@ def _finish(job: Job) -> RunResult:
     if job.model is not None:  # perhaps none of the zoo's, so it cannot be built anew
         weights = cast("Any", job.model)
         weights.load_state_dict(load_file(folder.best))
-        weights.classes, weights.conventions = dataset.semantic_classes, conventions_of(job.config)
+        task = make_task(job.config, dataset, model=weights, fresh=False)
+        weights.classes, weights.conventions = task.classes, task.conventions
     predictor = Predictor(weights, device=job.config.device, precision=job.config.precision)
     previews = folder.path / "previews"
     evaluation = evaluate(predictor, dataset, dataset.splits["val"], split="val", previews=previews)

@@ -30,8 +30,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
     """Return the learning rate of optimiser step `step` (0, 1, ...) of `total`.
 
-    It rises in a line over `warmup_steps` steps and then follows the schedule, with p the share of the other steps done:
-    constant 1, poly (1 - p)^power, cosine (1 + cos(pi p)) / 2, times `lr`. It depends on the numbers alone, so a resumed run
+    It rises in a line from `warmup_factor` over `warmup_steps` steps and then follows the schedule, with p the share of the
+    other steps done: constant 1, poly (1 - p)^power, cosine (1 + cos(pi p)) / 2, times `lr`; multi_step is `lr` times `gamma`
+    for each of the `milestones`, shares of the whole run, that is over. It depends on the numbers alone, so a resumed run
     has the rate it would have had; where the epochs are extended, it is that of the longer schedule from there on.
 
     >>> config = OptimizerConfig(lr=1.0, schedule="poly", power=1.0, warmup_steps=2)
@@ -40,7 +41,9 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
     """
     warmup = min(config.warmup_steps, total)
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return config.warmup_factor * config.lr + (1 - config.warmup_factor) * (config.lr * (step + 1) / warmup)
+    if config.schedule == "multi_step":
+        return config.lr * config.gamma ** sum(step >= round(share * total) for share in config.milestones)
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     factors = {"constant": 1.0, "poly": (1 - done) ** config.power, "cosine": (1 + math.cos(math.pi * done)) / 2}
     return config.lr * factors[config.schedule]

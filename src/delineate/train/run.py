@@ -15,13 +15,12 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from delineate.config import TrainConfig
-from delineate.data import Dataset, make_loader
-from delineate.data.batch import Batch
+from delineate.data import Dataset
+from delineate.data.batch import Batch, InstanceBatch
 from delineate.data.samplers import EpochSampler
 from delineate.devices import compiled
 from delineate.errors import ConfigError, DataError, DelineateError, suggest
-from delineate.losses import build_loss
-from delineate.train.build import build_model, conventions_of, fingerprint, prepare_dataset
+from delineate.train.build import fingerprint, prepare_dataset
 from delineate.train.checkpoint import Progress, load_state, save_state
 from delineate.train.ema import AverageModel
 from delineate.train.logging import Display, TensorBoard, peak_memory
@@ -29,7 +28,7 @@ from delineate.train.optim import build_optimizer
 from delineate.train.processes import Stop, over_processes
 from delineate.train.runfolder import RunFolder
 from delineate.train.step import StepResult
-from delineate.train.validate import Validation
+from delineate.train.task import make_task
 from delineate.weights.files import save_model
 
 SAVE_SECONDS = 300.0  # at most so much of an epoch is lost when a run is killed
@@ -56,32 +55,24 @@ class Run:
         config = job.config
         self.fabric, self.stop, self.job, self.config, self.folder = fabric, stop, job, config, job.folder
         dataset = prepare_dataset(config.data, job.dataset)
-        self.classes, self.conventions = dataset.semantic_classes, conventions_of(config)
-        self.loss = build_loss(config.loss, self.conventions, len(self.classes))
         resumed = job.resume and job.folder.state.exists()
-        notes = list(dataset.notes)
-        if job.model is not None:
-            model = copy.deepcopy(job.model) if fabric.world_size > 1 else job.model  # processes would share its memory
-        else:
-            model, start = build_model(config, len(self.classes), fresh=not resumed)
-            notes += start
+        own = copy.deepcopy(job.model) if fabric.world_size > 1 else job.model  # processes would share its memory
+        self.task = make_task(config, dataset, model=own, fresh=not resumed)
+        self.monitor = config.monitor or self.task.monitor
+        self.model: nn.Module = self.task.model
         if fabric.world_size > 1 and fabric.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self.model: nn.Module = model
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         module = compiled(self.model, fabric.device) if config.compile else self.model
         self.module, self.optimizer = fabric.setup(module, build_optimizer(self.model, config.optimizer))
         self.average = AverageModel(self.model, config.optimizer.ema) if config.optimizer.ema else None
-        place: dict[str, Any] = {"rank": fabric.global_rank, "world": fabric.world_size}
-        train_records, val_records = dataset.splits["train"], dataset.splits["val"]
-        self.loader = make_loader(dataset, train_records, config, self.conventions, train=True, **place)
+        self.loader = self.task.loader(rank=fabric.global_rank, world=fabric.world_size)
         self.sampler = cast("EpochSampler", self.loader.sampler)
-        val_loader = make_loader(dataset, val_records, config, self.conventions, train=False, **place)
-        self.validation = Validation(fabric, val_loader, self.loss, self.conventions, self.classes)
+        self.validation = self.task.measure(fabric)
         self.steps = -(-len(self.loader) // config.optimizer.accumulate)  # optimiser steps of an epoch
         self.progress = load_state(self.folder.state, self.parts()) if resumed else Progress(data=fingerprint(dataset))
         self._check(dataset)
-        self.notes, self.saved, self.warm = notes, time.monotonic(), False
+        self.notes, self.saved, self.warm = (*dataset.notes, *self.task.notes), time.monotonic(), False
 
     @property
     def kept(self) -> nn.Module:
@@ -103,7 +94,7 @@ class Run:
             self.folder.clean()
             self.folder.write_history(progress.log)
         quiet = self.job.quiet or not first
-        display = Display(epochs=config.epochs, steps=self.steps, done=progress.step, monitor=config.monitor, quiet=quiet)
+        display = Display(epochs=config.epochs, steps=self.steps, done=progress.step, monitor=self.monitor, quiet=quiet)
         with display:
             self.display = display
             for note in self.notes:
@@ -120,10 +111,10 @@ class Run:
             return False
         if patience is None or progress.best is None or progress.epoch - progress.best_epoch < patience:
             return True
-        self.display.note(f"{self.config.monitor} has not risen for {patience} epochs: ended after epoch {progress.epoch}")
+        self.display.note(f"{self.monitor} has not risen for {patience} epochs: ended after epoch {progress.epoch}")
         return False
 
-    def count(self, result: StepResult, group: Sequence[Batch], elapsed: float) -> None:
+    def count(self, result: StepResult, group: Sequence[Batch | InstanceBatch], elapsed: float) -> None:
         """Add a step to the progress and show it; save the state from time to time, and end if asked to."""
         progress = self.progress
         progress.step += 1
@@ -146,7 +137,7 @@ class Run:
         if time.monotonic() - self.saved > SAVE_SECONDS:
             self._save()
 
-    def _skip(self, result: StepResult, group: Sequence[Batch]) -> None:
+    def _skip(self, result: StepResult, group: Sequence[Batch | InstanceBatch]) -> None:
         """Note a step that left the weights as they were; too many in a row are an error."""
         progress = self.progress
         progress.skipped, progress.skipped_in_a_row = progress.skipped + 1, progress.skipped_in_a_row + 1
@@ -170,7 +161,7 @@ class Run:
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Finish the epoch: keep the weights if they are the best, save all, and say so; end the run if asked to."""
         progress = self.progress
-        value = row.get(f"val/{self.config.monitor}")
+        value = row.get(f"val/{self.monitor}")
         better = value is not None and (progress.best is None or value > progress.best or math.isnan(progress.best))
         if better:
             progress.best, progress.best_epoch = value, row["epoch"]
@@ -178,8 +169,8 @@ class Run:
         progress.begin_epoch()
         if self.fabric.is_global_zero:
             for path in (self.folder.last, *([self.folder.best] if better else [])):
-                extra = {"epoch": row["epoch"], self.config.monitor: None if value is None or math.isnan(value) else value}
-                save_model(self.kept, path, classes=self.classes, conventions=self.conventions, extra=extra)
+                extra = {"epoch": row["epoch"], self.monitor: None if value is None or math.isnan(value) else value}
+                save_model(self.kept, path, classes=self.task.classes, conventions=self.task.conventions, extra=extra)
         self._save()
         self.display.epoch(row, progress.step)
         self.board.epoch(row)
@@ -207,9 +198,9 @@ class Run:
     def _check(self, dataset: Dataset) -> None:
         """Raise `ConfigError` for settings that only the parts can judge, `DataError` where it is no longer the same data."""
         names = [name for name in self.validation.names() if name != "loss"]
-        if self.config.monitor not in names:
-            hint = suggest(self.config.monitor, names) or f"; it is one of {', '.join(names)}"
-            raise ConfigError(f"monitor '{self.config.monitor}' is no number of the validation{hint}")
+        if self.monitor not in names:
+            hint = suggest(self.monitor, names) or f"; it is one of {', '.join(names)}"
+            raise ConfigError(f"monitor '{self.monitor}' is no number of the validation{hint}")
         if self.progress.epoch > self.config.epochs:
             raise ConfigError(f"epochs is {self.config.epochs}, but {self.progress.epoch} are done; give at least as many")
         if self.progress.data != fingerprint(dataset):

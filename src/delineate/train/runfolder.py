@@ -31,7 +31,9 @@ MAY_CHANGE = ("epochs", "patience", "workers", "tensorboard")
 
 _TEMPORARY = re.compile(r"\.[\w.]+-\w{8}(\.\w+)?")  # as `delineate.files.atomic_path` names them
 _BEFORE = ("epoch", "step", "lr", "train/loss")
-_AFTER = ("val/loss", "val/mean_iou", "val/mean_dice", "val/pixel_accuracy", "images_per_second", "memory_mb", "seconds")
+_PIXELS = ("val/loss", "val/mean_iou", "val/mean_dice", "val/pixel_accuracy")
+_OBJECTS = re.compile(r"val/(keypoint|mask|box)_AP(50|75)?")
+_AFTER = ("images_per_second", "memory_mb", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,8 @@ def results_csv(log: Sequence[dict[str, Any]]) -> str:
     rows = [event for event in log if event["event"] == "epoch"]
     terms = dict.fromkeys(key for row in rows for key in row if key.startswith("train/") and key not in _BEFORE)
     text = io.StringIO()
-    writer = csv.DictWriter(text, (*_BEFORE, *terms, *_AFTER), extrasaction="ignore", lineterminator="\n")
+    measured = tuple(dict.fromkeys(key for row in rows for key in row if _OBJECTS.fullmatch(key))) or _PIXELS
+    writer = csv.DictWriter(text, (*_BEFORE, *terms, *measured, *_AFTER), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     return text.getvalue()

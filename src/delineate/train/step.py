@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,8 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from delineate.data.batch import Batch
-from delineate.losses.build import Loss
+from delineate.data.batch import Batch, InstanceBatch
 from delineate.train.processes import over_processes
 
 
@@ -30,17 +29,18 @@ def training_step(
     fabric: Fabric,
     model: Any,
     optimizer: Any,
-    loss_function: Loss,
-    batches: Sequence[Batch],
+    loss_function: Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]],
+    batches: Sequence[Batch | InstanceBatch],
     *,
     clip_norm: float | None = None,
     stop: bool = False,
 ) -> StepResult:
     """Change the weights by the mean gradient over `batches`, each of B pictures, and over the processes.
 
-    `model` and `optimizer` are set up by `fabric`. A loss or gradient that is not finite leaves the weights, the optimiser and
-    the running statistics as they were; with fp16 a gradient alone is no such case: the loss scaler skips the step and lowers
-    its scale. Returns when the step is done, which on a GPU synchronises.
+    `model` and `optimizer` are set up by `fabric`; `loss_function(model, batch)` returns the loss and its terms. A loss or
+    gradient that is not finite leaves the weights, the optimiser and the running statistics as they were; with fp16 a gradient
+    alone is no such case: the loss scaler skips the step and lowers its scale. Returns when the
+    step is done, which on a GPU synchronises.
     """
     buffers = [buffer.clone() for buffer in model.buffers()]  # one bad batch would spoil running statistics for good
     optimizer.zero_grad()
@@ -49,7 +49,7 @@ def training_step(
     for number, batch in enumerate(batches, start=1):
         batch = to_device(batch, fabric.device)
         with fabric.no_backward_sync(model, enabled=number < len(batches)):
-            loss, terms = loss_function(model(batch.images), batch)
+            loss, terms = loss_function(model, batch)
             fabric.backward(loss / len(batches))
         names = ["loss", *terms]
         sums = sums.to(fabric.device) + torch.stack([loss.detach(), *terms.values()]).float() / len(batches)
@@ -69,7 +69,7 @@ def training_step(
     return StepResult(dict(zip(names, values, strict=True)), norm, finite, stops > 0)
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch | InstanceBatch, device: torch.device) -> Batch | InstanceBatch:
     """Return the batch on `device`, its pictures channels-last in memory."""
     batch = batch.to(device, non_blocking=True)
     batch.images = batch.images.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,120 @@
+"""Validation of detectors: whole pictures through `Predictor`, as users have it, and COCO's average precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from delineate.data.dataset import Dataset, Record
+from delineate.data.decode import image_size
+from delineate.data.objects import record_objects
+from delineate.data.raster import rle_box, segmentation_rle
+from delineate.metrics.average_precision import ApSettings, IouType
+from delineate.metrics.detection import DetectionScores, FoundObjects, TrueObjects
+from delineate.models.instance import InstanceModel
+from delineate.predict.predictor import Predictor
+from delineate.train.processes import PRECISIONS
+from delineate.weights.conventions import Conventions
+
+NAMES: dict[IouType, str] = {"segm": "mask", "bbox": "box", "keypoints": "keypoint"}
+"""What COCO's kinds of IoU are called in the numbers of a run."""
+
+USUAL_SIGMA = 0.07
+"""OKS falloff of keypoints for which the data say none: the mean of COCO's 17."""
+
+
+class InstanceValidation:
+    """Measures a detector on the pictures of `records`; processes take every `world`-th."""
+
+    def __init__(
+        self, fabric: Fabric, dataset: Dataset, records: Sequence[Record], model: InstanceModel, conventions: Conventions
+    ) -> None:
+        self.fabric, self.dataset, self.conventions = fabric, dataset, conventions
+        self.records = [r for r in records if r.instances is not None or r.label_map is not None]
+        found: dict[IouType, bool] = {"segm": model.has_masks, "bbox": True, "keypoints": model.num_keypoints > 0}
+        self.iou_types: list[IouType] = [kind for kind, there in found.items() if there]
+
+    def names(self) -> list[str]:
+        """The names of the numbers: mask_AP, box_AP50 ..., and mask_AP/CLASS ... of classes that have true objects."""
+        names = [name for scores in self._scores().values() for name in _named(scores)]
+        return names + [f"{NAMES[kind]}_AP/{name}" for kind in self.iou_types for name in self.dataset.classes]
+
+    @torch.no_grad()
+    def __call__(self, model: Any, check: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Return COCO's numbers, NaN where there is nothing to count, and the AP of each class."""
+        model.eval()
+        if self.fabric.world_size > 1:  # running statistics are each process's own; those of the first are saved
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        predictor = self._predictor(model)
+        scores = self._scores()
+        for record in self.records[self.fabric.global_rank :: self.fabric.world_size]:
+            check()
+            results = predictor.predict(record.image, frame=record.frame, name=record.name)
+            found = FoundObjects(results.scores, results.labels, results.boxes, results.masks, results.keypoints)
+            truth = true_objects(self.dataset, record)
+            for one in scores.values():
+                one.update(record.name, found, truth)
+        merged = [self._merged(one) for one in scores.values()]
+        return {name: value for one in merged for name, value in (_named(one) | _of_classes(one)).items()}
+
+    def _predictor(self, model: Any) -> Predictor:
+        model.classes, model.conventions = self.dataset.classes, self.conventions
+        names = {fabric: ours for ours, fabric in PRECISIONS.items()}
+        precision = names[self.fabric.strategy.precision.precision]  # pyright: ignore[reportAttributeAccessIssue]
+        return Predictor(model, self.fabric.device, precision, score_threshold=0.0)
+
+    def _scores(self) -> dict[IouType, DetectionScores]:
+        return {kind: DetectionScores(self.dataset.classes, self._settings(kind)) for kind in self.iou_types}
+
+    def _settings(self, kind: IouType) -> ApSettings:
+        schema = self.conventions.keypoints
+        if kind != "keypoints" or schema is None:
+            return ApSettings.coco(kind)
+        return ApSettings.coco(kind, sigmas=schema.sigmas or (USUAL_SIGMA,) * len(schema.names))
+
+    def _merged(self, scores: DetectionScores) -> DetectionScores:
+        """The scores of all processes."""
+        if self.fabric.world_size == 1:
+            return scores
+        parts: list[Any] = [None] * self.fabric.world_size
+        torch.distributed.all_gather_object(parts, scores)
+        first, *others = parts
+        for other in others:
+            first.merge(other)
+        return first
+
+
+def true_objects(dataset: Dataset, record: Record) -> TrueObjects:
+    """Return the objects of a picture as COCO's numbers need them; labels are indices into `dataset.classes`."""
+    size, objects = record.size or image_size(record.image, record.frame), record_objects(dataset, record) or ()
+    codes = [None if o.segmentation is None else segmentation_rle(o.segmentation, size) for o in objects]
+    boxes = [o.box if o.box is not None or code is None else rle_box(code) for o, code in zip(objects, codes, strict=True)]
+    count = 0 if dataset.keypoints is None else len(dataset.keypoints.names)
+    points = [o.keypoints if o.keypoints is not None else ((0, 0, 0),) * count for o in objects]
+    return TrueObjects(
+        labels=np.array([o.label for o in objects], np.int64),
+        boxes=None if None in boxes else np.array(boxes, np.float64).reshape(-1, 4),
+        masks=None if None in codes else codes,
+        keypoints=np.array(points, np.float64).reshape(len(objects), count, 3) if count else None,
+        crowd=np.array([o.crowd for o in objects], bool),
+        areas=None if any(o.area is None for o in objects) else np.array([o.area for o in objects], np.float64),
+    )
+
+
+def _named(scores: DetectionScores) -> dict[str, float]:
+    kind = NAMES[scores.settings.iou_type]
+    return {f"{kind}_{name}": _or_nan(value) for name, value in scores.summary().items()}
+
+
+def _of_classes(scores: DetectionScores) -> dict[str, float]:
+    kind = NAMES[scores.settings.iou_type]
+    return {f"{kind}_AP/{row['name']}": _or_nan(row["AP"]) for row in scores.curves().per_class()}
+
+
+def _or_nan(value: float) -> float:
+    return float("nan") if value == -1 else value
