@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from delineate.errors import DelineateError
 from delineate.models.blocks import Merge, NearestConv
+from delineate.models.norms import FrozenBatchNorm2d
 
 M = TypeVar("M", bound=nn.Module)
 PROBE = 64  # side of the picture that shows which normalisation follows which convolution
@@ -75,10 +76,12 @@ def _find_pairs(model: nn.Module, picture: Tensor) -> tuple[Tensor, list[tuple[A
         match readers.get(key, []):
             case [(norm, version)] if _is_foldable(norm) and version == written:  # not changed in place in between
                 pairs.append((norm, producer))
-    return logits, pairs
+    return logits, list(dict.fromkeys(pairs))  # a network that runs at several scales meets each pair several times
 
 
 def _is_foldable(module: nn.Module) -> bool:
+    if isinstance(module, FrozenBatchNorm2d):
+        return True
     if not isinstance(module, nn.BatchNorm2d):
         return False
     known = type(module) is nn.BatchNorm2d or hasattr(module, "act")

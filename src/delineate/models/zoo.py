@@ -22,6 +22,7 @@ from delineate.models.unet import UNet, UNetDecoder
 from delineate.models.unet_original import UNetOriginal
 from delineate.models.zoo_hrnet import hrnet_ocr, hrnet_semantic
 from delineate.models.zoo_instances import mask_rcnn_c4, mask_rcnn_fpn
+from delineate.models.zoo_semantic import deeplabv3, deeplabv3_resnest, deeplabv3plus, fcn, semantic_fpn
 
 SLOPES = {"relu": 0.0, "leaky_relu": 0.01}  # slope below zero
 UPSAMPLINGS = {"nearest": NearestConv, "bilinear": bilinear_conv, "transpose": transpose_conv}
@@ -111,6 +112,20 @@ def unet_original(num_classes: int, *, in_channels: int = 1, variant: str = "pap
 
 
 MODELS: dict[str, Callable[..., SemanticModel | InstanceModel]] = {
+    "deeplabv3_resnest50": partial(deeplabv3_resnest, encoder="resnest50"),
+    "deeplabv3_resnest101": partial(deeplabv3_resnest, encoder="resnest101"),
+    "deeplabv3_resnest200": partial(deeplabv3_resnest, encoder="resnest200"),
+    "deeplabv3_resnest269": partial(deeplabv3_resnest, encoder="resnest269"),
+    "deeplabv3_resnet50": deeplabv3,
+    "deeplabv3_resnet101": partial(deeplabv3, encoder="resnet101"),
+    "deeplabv3plus_resnest50": partial(deeplabv3plus, encoder="resnest50"),
+    "deeplabv3plus_resnest101": partial(deeplabv3plus, encoder="resnest101"),
+    "deeplabv3plus_resnest200": partial(deeplabv3plus, encoder="resnest200"),
+    "deeplabv3plus_resnest269": partial(deeplabv3plus, encoder="resnest269"),
+    "deeplabv3plus_resnet50": deeplabv3plus,
+    "deeplabv3plus_resnet101": partial(deeplabv3plus, encoder="resnet101"),
+    "fcn_resnet50": fcn,
+    "fcn_resnet101": partial(fcn, encoder="resnet101"),
     "hrnet_w18": partial(hrnet_semantic, width=18),
     "hrnet_w18_ocr": partial(hrnet_ocr, width=18),
     "hrnet_w18_small": partial(hrnet_semantic, width=18, small=True),
@@ -123,6 +138,9 @@ MODELS: dict[str, Callable[..., SemanticModel | InstanceModel]] = {
     "mask_rcnn_resnet50_c4": mask_rcnn_c4,
     "mask_rcnn_resnet50_fpn": mask_rcnn_fpn,
     "mask_rcnn_resnet50_fpn_v2": partial(mask_rcnn_fpn, head_norm="batch", rpn_convs=2, box_convs=4, box_fcs=1),
+    "semantic_fpn_resnest50": partial(semantic_fpn, encoder="resnest50"),
+    "semantic_fpn_resnet50": semantic_fpn,
+    "semantic_fpn_resnet101": partial(semantic_fpn, encoder="resnet101"),
     "unet": unet,
     "unet_original": unet_original,
 }
