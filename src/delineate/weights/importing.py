@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from delineate.errors import ConfigError, DataError, suggest
 from delineate.models.zoo import create_model
-from delineate.weights import torchvision
+from delineate.weights import detectron2, torchvision
 from delineate.weights.files import check_tensors
 from delineate.weights.importer import Imported, Importer, State
 from delineate.weights.pickles import read_state
 
-IMPORTERS: tuple[Importer, ...] = (torchvision.IMPORTER,)
+IMPORTERS: tuple[Importer, ...] = (
+    detectron2.IMPORTER,
+    torchvision.IMPORTER,
+)
 
 
 def import_checkpoint(
