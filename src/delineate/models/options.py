@@ -40,6 +40,8 @@ def check_options(build: Callable[..., nn.Module], num_classes: Any, options: Ma
                 "a list of whole numbers",
                 value is None or (isinstance(value, (list, tuple)) and all(map(_is_count, value))),
             ),
+            "Sequence[float]": ("a list of numbers", isinstance(value, (list, tuple)) and all(map(_is_number, value))),
+            "Mapping[str, Any] | None": ("a table of options", value is None or isinstance(value, dict)),
         }[parameter.annotation]
         if not fits:
             raise ConfigError(f"option '{option}' is {value!r}, expected {expected}")
@@ -47,3 +49,7 @@ def check_options(build: Callable[..., nn.Module], num_classes: Any, options: Ma
 
 def _is_count(value: Any, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from delineate.models.backbones.plain import PlainEncoder
 from delineate.models.backbones.timm import timm_encoder
 from delineate.models.blocks import NearestConv, bilinear_conv, initialize, transpose_conv
 from delineate.models.instance import InstanceModel
+from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention
 from delineate.models.norms import NORMS
 from delineate.models.options import check_options, choose
 from delineate.models.semantic import SemanticModel
@@ -111,6 +112,47 @@ def unet_original(num_classes: int, *, in_channels: int = 1, variant: str = "pap
     return UNetOriginal(in_channels, num_classes, **choose(numbers, variant, "variant"))
 
 
+def hmsa(
+    num_classes: int,
+    *,
+    in_channels: int = 3,
+    model: str = "unet",
+    options: Mapping[str, Any] | None = None,
+    fusion: str = "attention",
+    scales: Sequence[float] = (0.5, 1.0),
+    training_scales: Sequence[float] = (0.5, 1.0),
+    channels: int = 256,
+    norm: str = "batch",
+    scale_weight: float = 0.05,
+) -> HierarchicalMultiScaleAttention:
+    """Any network of classes run at several scales that an attention fuses (Tao, Sapra and Catanzaro 2020), or a baseline.
+
+    Args:
+        num_classes: output channels.
+        in_channels: 1 for grey pictures, 3 for RGB.
+        model: name of the network inside.
+        options: its options.
+        fusion: "attention", "explicit" (a head on the concatenated features of all scales), "average" or "maximum".
+        scales: of the picture in evaluation, 1 among them.
+        training_scales: in training; with "explicit", those are `scales`.
+        channels: of the head that computes the attention.
+        norm: of that head: "batch", "instance" or "group".
+        scale_weight: of the loss of each scale's own logits.
+    """
+    inner = create_model(model, num_classes, in_channels=in_channels, **(options or {}))
+    if not isinstance(inner, SemanticModel):
+        raise ConfigError(f"option 'model' is '{model}', which finds objects; hmsa takes a network of classes, such as 'unet'")
+    return HierarchicalMultiScaleAttention(
+        inner,
+        fusion=fusion,
+        scales=scales,
+        training_scales=training_scales,
+        channels=channels,
+        norm=norm,
+        scale_weight=scale_weight,
+    )
+
+
 MODELS: dict[str, Callable[..., SemanticModel | InstanceModel]] = {
     "deeplabv3_resnest50": partial(deeplabv3_resnest, encoder="resnest50"),
     "deeplabv3_resnest101": partial(deeplabv3_resnest, encoder="resnest101"),
@@ -126,6 +168,8 @@ MODELS: dict[str, Callable[..., SemanticModel | InstanceModel]] = {
     "deeplabv3plus_resnet101": partial(deeplabv3plus, encoder="resnet101"),
     "fcn_resnet50": fcn,
     "fcn_resnet101": partial(fcn, encoder="resnet101"),
+    "hmsa": hmsa,
+    "hmsa_hrnet_w48_ocr": partial(hmsa, model="hrnet_w48_ocr"),
     "hrnet_w18": partial(hrnet_semantic, width=18),
     "hrnet_w18_ocr": partial(hrnet_ocr, width=18),
     "hrnet_w18_small": partial(hrnet_semantic, width=18, small=True),
@@ -174,5 +218,7 @@ def create_model(name: str, num_classes: int, **options: Any) -> SemanticModel |
     model.to(memory_format=torch.channels_last)
     # `pretrained` says where the weights came from, not what the network is; all else is kept, so that defaults may change.
     kept = {option: value for option, value in arguments.kwargs.items() if option != "pretrained"}
+    if isinstance(model, HierarchicalMultiScaleAttention):
+        kept = model.architecture["options"]  # with those of the network inside
     model.architecture = {"name": name, "num_classes": num_classes, "options": kept}
     return model
