@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 import delineate
 from delineate.cli_common import Device, Format, JsonFile, Precision, Quiet, show
 from delineate.cli_scoring import evaluate_, score
+from delineate.cli_weights import weights_app
 from delineate.errors import ConfigError, DelineateError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = App(
 )
 data_app = App(name="data", help="Check, describe, show and convert data sets.")
 app.command(data_app)
+app.command(weights_app)
 app.command(evaluate_, name="eval")
 app.command(score)
 

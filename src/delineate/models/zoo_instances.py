@@ -172,7 +172,7 @@ def mask_rcnn_c4(
     mask = None
     if masks:
         mask = _mask_head(num_classes, choose(makers, mask_head, "mask_head"), mask_activation, class_agnostic_masks)
-    return MaskRCNN(
+    model = MaskRCNN(
         body,
         neck,
         rpn,
@@ -182,6 +182,9 @@ def mask_rcnn_c4(
         samples=samples,
         conventions=chosen,
     )
+    if convention == "detectron2":
+        model.stride = 1  # it pads pictures only for a pyramid, and what lies beyond the border changes the last column
+    return model
 
 
 def _encoder(

@@ -12,14 +12,19 @@ from torch import Tensor, nn
 
 from delineate.errors import ConfigError, DataError, suggest
 from delineate.models.zoo import create_model
-from delineate.weights import detectron2, torchvision
+from delineate.weights import detectron2, resnest, smp, timm, torchvision, torchvision_semantic
 from delineate.weights.files import check_tensors
 from delineate.weights.importer import Imported, Importer, State
 from delineate.weights.pickles import read_state
+from delineate.weights.published import Published, locate
 
 IMPORTERS: tuple[Importer, ...] = (
     detectron2.IMPORTER,
+    resnest.IMPORTER,
+    smp.IMPORTER,
+    timm.IMPORTER,
     torchvision.IMPORTER,
+    torchvision_semantic.IMPORTER,
 )
 
 
@@ -30,22 +35,42 @@ def import_checkpoint(
     num_classes: int | None = None,
     *,
     classes: Sequence[str] | None = None,
+    sha256: str | None = None,
     **choices: Any,
 ) -> nn.Module:
     """Read a weight file of another library and return the network of the zoo that computes the same, in evaluation mode.
 
     Args:
-        path: a file of torch.save, a pickle of arrays, or safetensors.
+        path: a file of torch.save, a pickle of arrays, or safetensors; its URL; or the name of a published file (`PUBLISHED`).
         source: the library, as `sources` names them; None: told by the names of the tensors.
         arch: the architecture, in the library's own words; None: told by names and shapes.
         num_classes: number of classes (without a background that the library counts); None: told by the file.
         classes: their names; None: those of the data set that the library's published files were trained on.
+        sha256: of the file behind a URL, or "any" to take whatever comes.
         choices: what the tensors cannot tell and this source asks for, such as `align_corners=False`.
 
     The network has `.classes`, `.conventions` and `.extra`, and `save_model` writes it. Nothing is guessed: where a file leaves
     open what it means, `ConfigError` says which argument decides. Raises `DataError` for a file that is missing, is damaged or
     would run code, or whose tensors are missing, left over or of another shape, with their names.
     """
+    located, published = locate(path, sha256)
+    return import_located(located, published, source, arch, num_classes, classes=classes, **choices)
+
+
+def import_located(
+    path: Path,
+    published: Published | None,
+    source: str | None = None,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    **choices: Any,
+) -> nn.Module:
+    """`import_checkpoint` of a file on disk; what is known of a `published` one need not be said."""
+    if published is not None:
+        source, arch = source or published.source, arch or published.arch
+        choices = {**published.choices, **choices}
     state = read_state(path)
     importer, arch = choose_importer(path, state, source, arch)
     known = choice_names(importer)
@@ -60,7 +85,8 @@ def import_checkpoint(
         if len(classes) != len(imported.classes):
             raise ConfigError(f"classes names {len(classes)} classes, {path} has {len(imported.classes)}")
         imported = replace(imported, classes=tuple(classes))
-    return build(path, imported, extra={"imported": {"source": importer.source, "arch": arch, **choices}})
+    origin = {"source": importer.source, "arch": arch, "file": path.name, "choices": choices}
+    return build(path, imported, extra={"imported": origin})
 
 
 @dataclass(frozen=True, slots=True)
