@@ -12,6 +12,7 @@ from delineate.data.formats.names import flat_names
 from delineate.data.formats.survey import evenly
 from delineate.data.load import load_sample
 from delineate.data.objects import has_background
+from delineate.data.sample import Sample
 from delineate.errors import DataError
 from delineate.files import atomic_path, make_folder
 from delineate.report.overlay import draw_instances, draw_semantic, draw_skeletons, side_by_side
@@ -38,13 +39,23 @@ def preview_dataset(dataset: Dataset, out: str | Path, count: int = 16) -> list[
 
 
 def _panel(dataset: Dataset, record: Record) -> Tensor:
-    """Draw classes, or objects with their boxes where all have outlines, or boxes alone, and skeletons."""
+    """The picture beside itself with its truth, and what that is in words."""
+    sample, drawn = draw_truth(dataset, record)
+    count = None if sample.labels is None else len(sample.labels)
+    caption = "classes" if count is None else f"{count} object{'s' * (count != 1)}"
+    return side_by_side([sample.image, drawn], [record.name, caption])
+
+
+def draw_truth(dataset: Dataset, record: Record) -> tuple[Sample, Tensor]:
+    """Return a picture with its truth, and a drawing of it, (3, H, W) uint8.
+
+    Classes; or objects with their boxes where all have outlines, or boxes alone, and skeletons.
+    """
     if dataset.kind == "semantic":
         sample = load_sample(dataset, record, ("semantic",))
         assert sample.semantic is not None
         background = 0 if has_background(dataset) else None
-        drawn = draw_semantic(sample.image, sample.semantic, classes=dataset.classes, background=background)
-        return side_by_side([sample.image, drawn], [record.name, "classes"])
+        return sample, draw_semantic(sample.image, sample.semantic, classes=dataset.classes, background=background)
     outlined = all(instance.segmentation is not None for instance in record.instances or ())
     want = {"boxes"} | ({"masks"} if outlined else set()) | ({"keypoints"} if dataset.keypoints else set())
     sample = load_sample(dataset, record, want)
@@ -52,6 +63,6 @@ def _panel(dataset: Dataset, record: Record) -> Tensor:
     # A single class needs no tags, and the boxes of hundreds of cells would hide them.
     boxes = sample.boxes if len(dataset.classes) > 1 or not outlined else None
     drawn = draw_instances(sample.image, masks=sample.masks, boxes=boxes, labels=sample.labels, names=dataset.classes)
-    if sample.keypoints is not None and dataset.keypoints is not None:
-        drawn = draw_skeletons(drawn, sample.keypoints, edges=dataset.keypoints.edges, visibility=sample.visibility)
-    return side_by_side([sample.image, drawn], [record.name, f"{len(sample.labels)} object{'s' * (len(sample.labels) != 1)}"])
+    if sample.keypoints is not None:
+        drawn = draw_skeletons(drawn, sample.keypoints, schema=dataset.keypoints, visibility=sample.visibility)
+    return sample, drawn

@@ -36,6 +36,9 @@ COCO_SIGMAS: tuple[float, ...] = tuple(
 )
 """How far people's clicks scatter, for COCO's 17 points of a person: nose, eyes, ears, shoulders ... ankles."""
 
+USUAL_SIGMA = 0.07
+"""For keypoints of which nothing is known: about the mean of COCO's."""
+
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The order of `COCOeval.stats`. s, m, l: areas up to 32^2, 96^2, and above; AR1, 10, 100: recall with that many detections."""
 

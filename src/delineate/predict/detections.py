@@ -142,8 +142,22 @@ class CocoNumbers:
             curves = coco_curves(pair.truth, pair.detections, self.settings, backend=self.backend)
         except DataError as error:
             raise DataError(f"{pair.path}: {error}") from error
+        self.curves = curves
         self.summary = _named(iou_type, curves.summary())
         self.per_class = _class_rows(iou_type, curves)
+
+    def mean_curves(self, ious: Sequence[float | None]) -> list[dict[str, Any]]:
+        """Precision at each recall, the mean over classes with true objects: at each IoU, or, for None, over all of them."""
+        recalls = np.array(self.settings.recalls)
+        precision = self.curves.precision[..., 0, -1]  # (T, R, K) of objects of all sizes
+        precision = precision[..., (precision[0, 0] > -1)]
+        if not precision.shape[-1]:
+            return []
+        rows = [precision if iou is None else precision[[self.settings.threshold_index(iou)]] for iou in ious]
+        return [
+            {"iou_type": self.iou_type, "iou": iou, "recall": recalls.tolist(), "precision": row.mean((0, 2)).round(4).tolist()}
+            for iou, row in zip(ious, rows, strict=True)
+        ]
 
     def scores(self, draws: Draws) -> dict[str, NDArray[np.float64]]:
         """Scores of the pictures, drawn as often as `draws` (R, N) says; NaN where COCO says -1."""
@@ -229,9 +243,9 @@ def _settings(pair: CocoPair, iou_type: IouType, options: DetectionOptions) -> A
     return ApSettings.coco("keypoints", sigmas=sigmas)
 
 
-def errors_of(pair: CocoPair) -> DetectionErrors:
+def errors_of(pair: CocoPair, among: Sequence[IouType] = ("segm", "bbox")) -> DetectionErrors:
     """The kinds of error, of masks where both sides have some, else of boxes; raises `DataError` where they have neither."""
-    kinds = [kind for kind in ("segm", "bbox") if kind in pair.iou_types]
+    kinds = [kind for kind in ("segm", "bbox") if kind in pair.iou_types and kind in among]
     if not kinds:
         raise DataError(f"{pair.path}: errors are told apart by boxes or masks, which not all objects of both sides have")
     return detection_errors(pair.truth, pair.detections, kinds[0])  # pyright: ignore[reportArgumentType]

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from delineate.data.dataset import Dataset, Record
 from delineate.data.decode import decode_image
-from delineate.data.formats.names import flat_names
 from delineate.data.load import load_sample
 from delineate.data.targets import make_targets
 from delineate.errors import ConfigError, DataError
-from delineate.files import atomic_path, make_folder
+from delineate.files import make_folder
 from delineate.metrics.average_precision import IouType
 from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Resampling
-from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore
+from delineate.metrics.evaluation import Evaluation, Evaluator
 from delineate.metrics.families import Families, make_measures
 from delineate.metrics.measures import Labelling
+from delineate.predict.alignment import Alignment
 from delineate.predict.detections import ResultsNumbers
+from delineate.predict.evaluate_instances import evaluate_instances
 from delineate.predict.predictor import Predictor
+from delineate.predict.previews import draw_previews, objects_preview, semantic_preview
 from delineate.predict.reading import align_classes, has_truth, read_labelling, truth_size
 from delineate.predict.results import Results
-
-PREVIEWS = 8
-PREVIEW_HEIGHT = 512
 
 
 def evaluate(
@@ -42,44 +40,78 @@ def evaluate(
     previews: Path | None = None,
     intervals: Resampling | None = DEFAULT_RESAMPLING,
     iou_types: Sequence[IouType] = (),
+    predictions: Path | None = None,
     **families: Unpack[Families],
 ) -> Evaluation:
     """Predict `records` of `dataset` and measure the predictions against their truth.
 
-    Numbers of pixels; for data of objects, where the network tells objects apart, also those of objects at fixed IoU, and
-    COCO's of each of `iou_types`; those of the `families` asked for; bootstrap intervals over pictures unless `intervals` is
-    None. `previews`: a folder for drawings of truth, prediction and errors of the worst, the best and some other pictures.
-    Pictures without a truth are left out, with a note. Raises `DataError` where nothing is left, and where the classes of
-    network and data differ.
+    Of a network that gives each pixel a class: numbers of pixels; for data of objects, where the network tells objects apart,
+    also those of objects at fixed IoU, and COCO's of each of `iou_types`; those of the `families` asked for. Of a detector:
+    COCO's numbers of masks, boxes and keypoints, whichever network and data both have, or of `iou_types`; precision-recall
+    curves, kinds of error, and objects at fixed IoU.
+
+    Bootstrap intervals over pictures unless `intervals` is None. `previews`: a folder for drawings of truth, prediction and
+    errors of the worst, the best and some other pictures. `predictions`: a file for what a detector found, as COCO's list of
+    results. Pictures without a truth are left out, with a note. Raises `DataError` where nothing is left, and where the classes
+    of network and data differ.
     """
     known = [record for record in records if has_truth(record)]
     if not known:
         raise DataError(f"{dataset.root}: '{split}' has no pictures with a truth to evaluate on; choose another --split")
-    task = _Task(predictor, dataset)
+    draw: Callable[[Record], Tensor]
+    if predictor.conventions.outputs == "instances":
+        alignment = Alignment(predictor, dataset)
+        options: dict[str, Any] = {"iou_types": iou_types, "predictions": predictions, **families}
+        evaluation = evaluate_instances(predictor, alignment, known, split=split, intervals=intervals, **options)
+        draw = partial(_draw_objects, predictor, alignment)
+    else:
+        if predictions is not None:
+            raise ConfigError("predictions: only detectors write COCO's list of results here; use predict with the format coco")
+        task = _Task(predictor, dataset)
+        evaluation = _evaluate_pixels(task, known, split, intervals, iou_types, families)
+        draw = task.preview
+    if len(known) < len(records):
+        note = f"{len(records) - len(known)} of {len(records)} pictures have no truth and are left out"
+        evaluation = replace(evaluation, notes=(*evaluation.notes, note))
+    if previews is None:
+        return evaluation
+    return replace(evaluation, images=draw_previews(draw, known, evaluation.images, make_folder(previews)))
+
+
+def _evaluate_pixels(
+    task: _Task,
+    records: Sequence[Record],
+    split: str,
+    intervals: Resampling | None,
+    iou_types: Sequence[IouType],
+    families: Families,
+) -> Evaluation:
+    """Measure a network that gives each pixel a class."""
     if task.multilabel and families.get("em"):
         raise ConfigError("em: the segments between membranes are not defined where classes may overlap; leave it away")
-    classes = dataset.semantic_classes
+    classes = task.dataset.semantic_classes
     measures = make_measures(classes, **families)
     evaluator = Evaluator(
         classes, multilabel=task.multilabel, objects=task.objects, preset=families.get("preset"), measures=measures
     )
     evaluator.notes += task.notes
-    if len(known) < len(records):
-        evaluator.notes.append(f"{len(records) - len(known)} of {len(records)} pictures have no truth and are left out")
     if iou_types and not task.objects:
-        raise ConfigError(f"iou_types: COCO's numbers are of objects, which the network or {dataset.root} has not")
-    detections = [ResultsNumbers(dataset, iou_type) for iou_type in iou_types]
-    for record in known:
+        raise ConfigError(f"iou_types: COCO's numbers are of objects, which the network or {task.dataset.root} has not")
+    detections = [ResultsNumbers(task.dataset, iou_type) for iou_type in iou_types]
+    for record in records:
         results = task.results(record)
         evaluator.add(record.name, task.prediction(results), task.truth(record), str(record.image))
+        evaluator.seconds += results.seconds
         for numbers in detections:
             numbers.update(record, results, task.lookup)
     for numbers in detections:
         evaluator.include(numbers)
-    evaluation = evaluator.finish(split, intervals=intervals)
-    if previews is None:
-        return evaluation
-    return replace(evaluation, images=_draw_previews(task, known, evaluation.images, make_folder(previews)))
+    return evaluator.finish(split, intervals=intervals)
+
+
+def _draw_objects(predictor: Predictor, alignment: Alignment, record: Record) -> Tensor:
+    results = predictor.predict(record.image, frame=record.frame, name=record.name)
+    return objects_preview(results, record, alignment)
 
 
 class _Task:
@@ -116,60 +148,6 @@ class _Task:
         labels = make_targets(sample, self.predictor.conventions, len(self.dataset.semantic_classes))["labels"]
         return Labelling(labels.numpy())
 
-
-def _draw_previews(
-    task: _Task, records: Sequence[Record], images: Sequence[ImageScore], folder: Path
-) -> tuple[ImageScore, ...]:
-    """Predict the chosen pictures once more and draw them; returns `images` with the paths of the drawings."""
-    drawn = list(images)
-    names = flat_names([record.name for record in records])
-    for index in _chosen([image.mean_iou for image in images], PREVIEWS):
-        path = folder / f"{names[index]}.png"
-        picture = draw_preview(
-            task.results(records[index]), task.truth(records[index]), decode_image(records[index].image, records[index].frame)
-        )
-        with atomic_path(path) as temporary:
-            Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(temporary)
-        drawn[index] = replace(images[index], preview=f"{folder.name}/{path.name}")
-    return tuple(drawn)
-
-
-def draw_preview(results: Results, truth: Labelling, image: Tensor) -> Tensor:
-    """Return truth, prediction and errors of one picture side by side, (3, H, W) uint8."""
-    from delineate.report.overlay import draw_errors, draw_instances, draw_semantic, side_by_side
-
-    background = results.background
-    panels: list[Tensor] = []
-    found = _one_map(results.multilabel.numpy()) if results.multilabel is not None else results.semantic
-    wanted = _one_map(truth.semantic) if truth.semantic.ndim == 3 else truth.semantic
-    assert found is not None
-    for objects, semantic in ((truth.objects, wanted), (results.instance_map, found)):
-        if truth.objects is not None and objects is not None:
-            panels.append(draw_instances(image, instance_map=objects))
-        else:
-            panels.append(draw_semantic(image, semantic, classes=results.classes, background=background))
-    panels.append(draw_errors(image, found, wanted, background=background))
-    captions = ("truth", "prediction", "errors: blue missed, orange invented")
-    return side_by_side(panels, captions, height=min(PREVIEW_HEIGHT, max(256, image.shape[-2])))
-
-
-def _one_map(classes: np.ndarray) -> np.ndarray:
-    """Overlapping classes (K, H, W) as one map: the last class that a pixel belongs to."""
-    ids = np.where(classes > 0, np.arange(len(classes))[:, None, None], 0).max(axis=0).astype(np.uint8)
-    return np.where((classes < 0).all(axis=0), 255, ids).astype(np.uint8)
-
-
-def _chosen(scores: Sequence[float], count: int) -> list[int]:
-    """Indices of up to `count` pictures: the worst and the best three, and others evenly between.
-
-    >>> _chosen([0.5, 0.9, 0.1, 0.7], 8)
-    [2, 0, 3, 1]
-    >>> _chosen([i / 20 for i in range(20)], 8)
-    [0, 1, 2, 6, 13, 17, 18, 19]
-    """
-    order = sorted(range(len(scores)), key=lambda i: -1.0 if math.isnan(scores[i]) else scores[i])
-    if len(order) <= count:
-        return order
-    between = order[3:-3]
-    middle = [between[int((i + 0.5) * len(between) / (count - 6))] for i in range(count - 6)]
-    return [*order[:3], *middle, *order[-3:]]
+    def preview(self, record: Record) -> Tensor:
+        """Predict a picture once more and draw it."""
+        return semantic_preview(self.results(record), self.truth(record), decode_image(record.image, record.frame))

@@ -335,6 +335,25 @@ def align_classes(predicted: Sequence[str], truth: Sequence[str], where: str) ->
     return np.arange(len(truth)), note
 
 
+def align_objects(predicted: Sequence[str], truth: Sequence[str], where: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the truth's label of each predicted class of objects, -1 for what the truth does not know, and notes on it.
+
+    Classes are the same by name; where none is, but there are as many, they are taken in order. Raises `DataError` otherwise.
+
+    >>> align_objects(("person", "cat", "dog"), ("dog", "cat"), "the network")
+    (array([-1,  1,  0]), ['the network also finds person, which the truth has not: left out'])
+    """
+    if not set(predicted) & set(truth):
+        lookup, note = align_classes(predicted, truth, where)
+        return lookup, [note] if note else []
+    place = {name: label for label, name in enumerate(truth)}
+    lookup = np.array([place.get(name, -1) for name in predicted], np.int64)
+    strange, unknown = [n for n in predicted if n not in place], [n for n in truth if n not in predicted]
+    notes = [f"{where} also finds {_some(strange)}, which the truth has not: left out"] if strange else []
+    notes += [f"{where} does not know {_some(unknown)}, all of which it misses"] if unknown else []
+    return lookup, notes
+
+
 def has_truth(record: Record) -> bool:
     """Whether a picture is annotated, if only as empty."""
     return record.label_map is not None or record.instances is not None

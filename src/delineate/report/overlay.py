@@ -30,9 +30,9 @@ from delineate.report.skeletons import draw_skeletons
 
 __all__ = ["draw_errors", "draw_instances", "draw_semantic", "draw_skeletons", "palette", "side_by_side", "to_display"]
 
-_MISSED: Color = (86, 180, 233)  # blue: in the truth, not found
-_INVENTED: Color = (230, 159, 0)  # orange: found, not in the truth
-_CONFUSED: Color = (204, 121, 167)  # purple: found as another class
+MISSED: Color = (86, 180, 233)  # blue: in the truth, not found
+INVENTED: Color = (230, 159, 0)  # orange: found, not in the truth
+CONFUSED: Color = (204, 121, 167)  # purple: found as another class
 
 
 def draw_semantic(
@@ -80,8 +80,9 @@ def draw_instances(
     alpha: float = 0.4,
     outlines: bool = True,
     color_by_class: bool = False,
+    colors: Sequence[Color] | None = None,
 ) -> Tensor:
-    """Draw each object of `image` (C, H, W) in a colour of its own; returns (3, H, W) uint8.
+    """Draw each object of `image` (C, H, W) in a colour of its own, or in `colors`; returns (3, H, W) uint8.
 
     The objects come as `instance_map` (H, W) of ids (0 background, object n - 1 of `labels` where the id is n), or as `masks`,
     (N, H, W) bool or any iterable of (H, W) masks, which is read one by one so that the masks need never be in memory together;
@@ -94,10 +95,12 @@ def draw_instances(
     if instance_map is not None:
         _tint_map(canvas, as_labels(instance_map), owners, alpha, outlines)
     for index, mask in enumerate(() if masks is None else masks):
-        _tint_mask(canvas, torch.as_tensor(mask).bool().cpu(), _object_color(index, owners), alpha, outlines)
+        color = colors[index] if colors is not None else _object_color(index, owners)
+        _tint_mask(canvas, torch.as_tensor(mask).bool().cpu(), color, alpha, outlines)
     if boxes is not None and len(boxes):
-        colors = [_object_color(i, owners) for i in range(len(boxes))]
-        canvas = _draw_boxes(canvas, torch.as_tensor(boxes).float().cpu(), _tags(len(boxes), label_of, scores, names), colors)
+        of_boxes = list(colors) if colors is not None else [_object_color(i, owners) for i in range(len(boxes))]
+        tags = _tags(len(boxes), label_of, scores, names)
+        canvas = _draw_boxes(canvas, torch.as_tensor(boxes).float().cpu(), tags, of_boxes)
     return canvas
 
 
@@ -121,7 +124,7 @@ def draw_errors(
     ignored = wanted == ignore_index
     wrong = (found != wanted) & ~ignored
     missed, invented = wrong & (found == background), wrong & (wanted == background)
-    for where, color in ((missed, _MISSED), (invented, _INVENTED), (wrong & ~missed & ~invented, _CONFUSED)):
+    for where, color in ((missed, MISSED), (invented, INVENTED), (wrong & ~missed & ~invented, CONFUSED)):
         blend(canvas, where, plane(color), 0.9)
     hatch(canvas, ignored)
     return canvas
