@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 import delineate as dl
 from _environment import environment
-from _smp import from_smp
 from delineate.files import write_json
 from delineate.models import fuse_for_inference
+from delineate.weights.smp import rename_unet
 
 RESULTS = Path(__file__).parent / "results" / "unet_speed.json"
 GOALS = {"fp32": 1.0, "bf16": 1.3}  # times as fast as smp as its users run it
@@ -37,7 +37,7 @@ def build(encoder: str, classes: int) -> tuple[nn.Module, nn.Module]:
     """Return smp's U-Net and ours with the same random weights."""
     theirs: nn.Module = smp.Unet(encoder, encoder_weights=None, classes=classes)
     ours = dl.create_model("unet", classes, encoder=encoder)
-    ours.load_state_dict(from_smp(theirs.state_dict(), ours))
+    ours.load_state_dict(rename_unet(theirs.state_dict()))
     return theirs, ours
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,19 +19,7 @@ from delineate.models.backbones.timm import timm_encoder
 from delineate.models.blocks import Merge, NearestConv, bilinear_conv, initialize
 from delineate.models.norms import InstanceNorm
 from delineate.models.unet import pad_to_multiple
-
-
-def load_benchmark_module(name: str) -> Any:
-    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-from_smp = load_benchmark_module("_smp").from_smp
+from delineate.weights.smp import rename_unet
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +35,7 @@ def twins() -> tuple[Any, Any]:
             nn.init.uniform_(module.weight, 0.35, 1.1)
             nn.init.normal_(module.bias, std=0.1)
     ours = create_model("unet", 3, encoder="resnet34")
-    ours.load_state_dict(from_smp(theirs.state_dict(), ours))
+    ours.load_state_dict(rename_unet(theirs.state_dict()))
     return ours, theirs
 
 
@@ -68,10 +54,10 @@ def test_resnet34_trains_as_smp(twins: tuple[Any, Any], device: torch.device) ->
     torch.testing.assert_close(logits, expected)
     F.cross_entropy(logits, target).backward()
     F.cross_entropy(expected, target).backward()
-    gradients = from_smp({name: p.grad for name, p in theirs.named_parameters()}, ours)
+    gradients = rename_unet({name: p.grad for name, p in theirs.named_parameters()})
     found = {name: p.grad for name, p in ours.named_parameters()}
     torch.testing.assert_close(found, gradients, rtol=1e-7, atol=1e-12)
-    torch.testing.assert_close(dict(ours.state_dict()), from_smp(theirs.state_dict(), ours))
+    torch.testing.assert_close(dict(ours.state_dict()), rename_unet(theirs.state_dict()))
     for model in twins:
         model.float()
 

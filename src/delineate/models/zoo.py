@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from delineate.errors import ConfigError, suggest
+from delineate.models.backbones.named import named_encoder
 from delineate.models.backbones.plain import PlainEncoder
-from delineate.models.backbones.timm import timm_encoder
 from delineate.models.blocks import NearestConv, bilinear_conv, initialize, transpose_conv
 from delineate.models.instance import InstanceModel
 from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention
@@ -52,17 +52,18 @@ def unet(
     Args:
         num_classes: output channels.
         in_channels: 1 for grey pictures, 3 for RGB.
-        encoder: "plain", two convolutions a level, or any network of timm that returns feature maps.
+        encoder: "plain", two convolutions a level, "resnet34", "resnest50" and the like of ours, or any network of timm that
+            returns feature maps.
         width: channels of the plain encoder's first level; each level has twice those of the one before.
         depth: levels of the plain encoder.
         max_width: most channels of a level of the plain encoder.
         decoder_channels: of each step up, coarsest first; None: those of the plain encoder, or 256, 128, 64, 32, 16.
-        norm: "batch", "instance" or "group".
+        norm: "batch", "instance" or "group"; encoders other than the plain one have batch normalisation in any case.
         activation: "relu" or "leaky_relu".
         upsample: "nearest", "bilinear" or "transpose".
         dropout: probability that a channel of the coarsest map is dropped in training.
         deep_supervision: in training return logits of the full, half, quarter ... size.
-        pretrained: start a timm encoder from its ImageNet weights.
+        pretrained: start the encoder from timm's ImageNet weights.
     """
     make_norm = choose(NORMS, norm, "norm")
     slope = choose(SLOPES, activation, "activation")
@@ -77,7 +78,7 @@ def unet(
         initialize(body, slope)
         widths, head_size = decoder_channels or levels[-2::-1], 1
     else:
-        body = timm_encoder(encoder, in_channels, pretrained=pretrained)
+        body = named_encoder(encoder, in_channels, pretrained=pretrained)
         steps = body.reductions[-1].bit_length() - 1
         widths, head_size = decoder_channels or (256, 128, 64, 32, 16)[-steps:], 3
     if len(widths) != (steps := body.reductions[-1].bit_length() - 1):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
-from delineate.weights.importer import State
+from delineate.errors import ConfigError
+from delineate.models.zoo import list_models
+from delineate.weights.conventions import Conventions
+from delineate.weights.importer import Imported, State
 
 RESNETS: dict[tuple[str, tuple[int, ...], int], str] = {
     ("basic", (2, 2, 2, 2), 64): "resnet18",
@@ -23,6 +28,14 @@ RESNESTS: dict[tuple[int, ...], str] = {
     (3, 24, 36, 3): "resnest200",
     (3, 30, 48, 8): "resnest269",
 }
+HEADS = {
+    "deeplabv3": "deeplabv3_resnet50",
+    "deeplabv3plus": "deeplabv3plus_resnet50",
+    "fcn": "fcn_resnet50",
+    "mask_rcnn_fpn": "mask_rcnn_resnet50_fpn",
+    "semantic_fpn": "semantic_fpn_resnet50",
+    "unet": "unet",
+}  # each with a network of the zoo that takes any encoder
 DEEP_STEM = "conv1.0.weight"
 
 
@@ -57,3 +70,30 @@ def count_input_channels(state: State, prefix: str) -> int:
     """Channels of the pictures that the encoder takes."""
     stem = state.get(f"{prefix}{DEEP_STEM}")
     return (state[f"{prefix}conv1.weight"] if stem is None else stem).shape[1]
+
+
+def networks_on(encoder: str) -> list[str]:
+    """Architectures that can start from the weights of a classifier."""
+    return [f"{head}_{encoder}" for head in HEADS]
+
+
+def convert_classifier(state: State, encoder: str, arch: str, num_classes: int | None, options: Mapping[str, Any]) -> Imported:
+    """The network `arch` of `networks_on` whose encoder has the weights of a classifier; all else is random.
+
+    The classifier's last layer, `fc`, is left out. Raises `ConfigError` without `num_classes`.
+    """
+    if num_classes is None:
+        raise ConfigError(
+            "num_classes is not known: the file is a classifier of pictures; say how many classes the network has"
+        )
+    head = HEADS[arch.removesuffix(f"_{encoder}")]
+    model = arch if arch in list_models() else head
+    return Imported(
+        model,
+        num_classes,
+        {f"encoder.{name}": tensor for name, tensor in state.items() if not name.startswith("fc.")},
+        tuple(f"class {index}" for index in range(num_classes)),
+        Conventions(),
+        {**options, "encoder": encoder, "in_channels": count_input_channels(state, "")},
+        fresh=("auxiliary", "box_head", "classifier", "decoder", "head", "mask_head", "neck", "rpn"),
+    )

@@ -68,8 +68,9 @@ def load_timm_weights(encoder: nn.Module, name: str, in_channels: int) -> None:
     try:
         state = timm.create_model(name, pretrained=True, in_chans=in_channels, num_classes=0).state_dict()
     except Exception as error:  # the download raises whatever it likes
-        message = f"encoder '{name}' has no weights to start from ({_one_line(error)}); pretrained=false starts without"
-        raise ConfigError(message) from error
+        raise ConfigError(
+            f"encoder '{name}' has no weights to start from ({_one_line(error)}); pretrained=false starts without a download"
+        ) from error
     wanted = encoder.state_dict()
     encoder.load_state_dict({key: value for key, value in state.items() if key in wanted})
 
