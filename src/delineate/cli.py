@@ -271,12 +271,12 @@ def predict(
     precision: Precision = None,
     quiet: Quiet = False,
 ) -> int:
-    """Segment pictures of any size.
+    """Segment pictures of any size, or find the objects in them.
 
     Parameters
     ----------
     weights
-        A .safetensors file of `delineate train`.
+        A .safetensors file of `delineate train` or `delineate weights import`.
     source
         A picture, a folder or a quoted glob.
     out

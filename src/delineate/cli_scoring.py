@@ -61,7 +61,7 @@ IouTypes = Annotated[
     list[Literal["bbox", "segm", "boundary", "keypoints"]] | None,
     Parameter(
         name="--iou-type",
-        help="COCO's numbers of these. Default: in score all that both sides have, in eval none. Repeatable.",
+        help="COCO's numbers of these. Default: all that both sides have; in eval of classes of pixels none. Repeatable.",
         negative="",
         consume_multiple=False,
         group=measures,
@@ -83,7 +83,13 @@ def evaluate_(
     *,
     split: Annotated[str | None, Parameter(help="Default: val, or all pictures where there is no such split.")] = None,
     out: Annotated[Path | None, Parameter(help="Folder for pictures of the best and worst predictions.")] = None,
+    predictions: Annotated[
+        Path | None, Parameter(help="Of a detector: also write what was found as COCO's list of results into this JSON file.")
+    ] = None,
     flips: Annotated[bool, Parameter(negative="", help="Average over mirrored pictures.")] = False,
+    score_threshold: Annotated[
+        float, Parameter(help="Objects with a lower score are left out, except in COCO's numbers.")
+    ] = 0.5,
     preset: Preset = None,
     boundary: Boundary = False,
     surface: Surface = None,
@@ -114,7 +120,7 @@ def evaluate_(
     from delineate.predict import Predictor
     from delineate.predict.evaluate import evaluate
 
-    predictor = Predictor(weights, device=device or "auto", precision=precision or "auto", flips=flips)
+    predictor = Predictor(weights, device or "auto", precision or "auto", score_threshold, flips=flips)
     dataset = open_dataset(data, format)
     split = split or ("val" if "val" in dataset.splits else "all")
     if split != "all" and split not in dataset.splits:
@@ -123,7 +129,15 @@ def evaluate_(
     intervals = _resampling(confidence, resamples, seed)
     families = _families(preset, boundary, surface, spacing, cldice, em)
     evaluation = evaluate(
-        predictor, dataset, records, split=split, previews=out, intervals=intervals, iou_types=iou_types or (), **families
+        predictor,
+        dataset,
+        records,
+        split=split,
+        previews=out,
+        intervals=intervals,
+        iou_types=iou_types or (),
+        predictions=predictions,
+        **families,
     )
     show(evaluation.to_json(), json, None if quiet else evaluation.print)
     if per_image is not None:
