@@ -36,7 +36,7 @@ def server() -> Iterator[Server]:
     state = Server()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             asked = self.headers.get("Range")
             state.ranges.append(asked)
             answer(self, state.faults.pop(0) if state.faults else "", asked)
@@ -145,7 +145,7 @@ def test_a_server_that_refuses(server: Server, tmp_path: Path, fault: str, messa
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
-    with pytest.raises(DelineateError, match="could not be downloaded .*refused"):
+    with pytest.raises(DelineateError, match=r"could not be downloaded .*refused"):
         download("http://127.0.0.1:1/net.pth", SHA256, folder=tmp_path)
 
 
@@ -215,7 +215,7 @@ def test_an_unknown_address_needs_its_digest(server: Server, tmp_path: Path, mon
     path.unlink()
     server.faults = ["damage"]
     assert locate(server.url, "any")[0].exists()
-    with pytest.raises(ConfigError, match="did you mean 'maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'maskrcnn_resnet50_fpn_coco-bf2d0c1e\.pth'"):
         locate("maskrcnn_resnet50_fpn_coco.pth")
 
 
