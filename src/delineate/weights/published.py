@@ -48,7 +48,7 @@ def _mmdetection(arch: str, file: str) -> tuple[str, Published]:
     start = file.removesuffix(".pth").rpartition("-")[2]
     folder = re.split(r"_bbox_mAP|_20\d{6}", file)[0]
     url = f"https://download.openmmlab.com/mmdetection/v2.0/mask_rcnn/{folder}/{file}"
-    return file, Published(url, f"sha256:{start}", "mmdetection", arch)
+    return file, Published(url, f"sha256:{start}", "mmdet", arch)
 
 
 PUBLISHED: dict[str, Published] = dict(
