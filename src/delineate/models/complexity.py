@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from delineate.models.semantic import SemanticModel
 from delineate.models.zoo import create_model, list_models
 
 
@@ -36,7 +37,8 @@ def count_flops(model: nn.Module, size: tuple[int, int, int]) -> int:
 
     A multiply-add counts as two operations, as in torch.utils.flop_counter (many papers count it as one: halve the number).
     Convolutions and matrix products are counted, biases, normalisations, activations and resizing are not. Nothing is
-    computed: shapes go through the network on the meta device.
+    computed: shapes go through the network on the meta device. A detector is counted with every proposal and detection that it
+    has room for.
 
     >>> count_flops(nn.Conv2d(3, 8, 3, padding=1), (3, 10, 10)) == 2 * 10 * 10 * 8 * 3 * 9
     True
@@ -51,9 +53,10 @@ def model_table() -> list[ModelRow]:
     """A row for each network of the zoo with its default options and 3 classes, on a picture of about 512 x 512."""
     rows = []
     for name in list_models():
-        model = create_model(name, 3)
+        with torch.device("meta"):  # nothing is drawn nor computed
+            model = create_model(name, 3)
         channels = model.architecture["options"]["in_channels"]
-        side = 512 if model.margin == 0 else 572
+        side = 572 if isinstance(model, SemanticModel) and model.margin else 512
         size = (channels, side, side)
         rows.append(ModelRow(name, count_parameters(model), count_flops(model, size), size))
     return rows

@@ -43,12 +43,13 @@ def regions(boxes: Tensor, valid: Tensor) -> Regions:
     """Make rows of `boxes` (B, N, 4) xyxy with `valid` (B, N).
 
     Slots that are not valid are left out, which saves their work and keeps them out of batch normalisation; but at least one
-    row stays, so that every head always gets its gradient. Compiled or exported, all slots are rows, in shapes that are fixed.
+    row stays, so that every head always gets its gradient. Compiled, exported or on the meta device, all slots are rows, in
+    shapes that are fixed.
     """
     batch, count = valid.shape
     image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(-1, count, 1)
     rois = torch.cat([image, boxes], dim=2).flatten(0, 1)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or valid.is_meta:
         rows = torch.arange(batch * count, device=boxes.device)
     else:
         rows = valid.flatten().nonzero()[:, 0]  # waits for the device
