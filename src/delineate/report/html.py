@@ -18,10 +18,26 @@ from PIL import Image
 
 import delineate
 from delineate.files import write_text
+from delineate.report.detections import (
+    KINDS,
+    class_table,
+    error_numbers,
+    is_of_detections,
+    plot_precision_recall,
+    precision_table,
+)
 from delineate.report.palette import palette
-from delineate.report.plots import plot_confusion, plot_losses, plot_metrics, plot_schedule, save_png, to_svg
+from delineate.report.plots import (
+    plot_confusion,
+    plot_detection_errors,
+    plot_losses,
+    plot_metrics,
+    plot_schedule,
+    save_png,
+    to_svg,
+)
 from delineate.report.reading import RunFiles, read_run
-from delineate.report.settings import describe_settings
+from delineate.report.settings import describe_settings, sentence
 
 _PICTURES = 3  # best and worst each
 _CONFUSIONS = 3  # the most frequent ones, in words
@@ -43,7 +59,7 @@ def write_report(run: str | Path) -> Path:
 
 def _environment() -> Environment:
     environment = Environment(loader=PackageLoader("delineate.report", "."), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"number": _number, "count": _count, "title": _title}
+    environment.filters |= {"number": _number, "count": _count, "title": _title, "sentence": sentence}
     return environment
 
 
@@ -60,10 +76,13 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "notes": evaluation.get("notes") or [],
         "headline": _headline(evaluation),
         "split": evaluation.get("split"),
-        "settings": describe_settings(files.config, files.plan),
+        "settings": describe_settings(files.config, files.plan, finds_objects=files.finds_objects),
         "plan_notes": files.plan.get("notes") or [],
         "config_text": yaml.safe_dump(files.config, sort_keys=False) if files.config else "",
         "curves": _curves(files),
+        "precision": precision_table(evaluation),
+        "precision_of_classes": class_table(evaluation),
+        "detection_plots": _detection_plots(files),
         "confusion": _confusion(files, classes),
         "per_class": _per_class(evaluation, classes),
         "objects": _objects(evaluation),
@@ -92,7 +111,8 @@ def _headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     classes = evaluation.get("classes") or []
     if len(classes) == 2:  # one class against the background: its own IoU says more than the mean
         wanted.insert(0, (f"iou/{classes[1]}", f"IoU of {classes[1]}"))
-    cards = [(key, title, summary[key]) for key, title in wanted if key in summary]
+    wanted += [(f"{kind}/AP", f"AP of {title}") for kind, title in KINDS.items() if kind != "boundary"]
+    cards = [(key, title, summary[key]) for key, title in wanted if summary.get(key) not in (None, -1)]
     of_objects = [("f1_50", "Object F1, IoU 0.5"), ("ap", "Object mean AP")]
     cards += [(f"objects/{key}", title, objects[key]) for key, title in of_objects if key in objects]
     several = len(evaluation.get("images") or []) > 1  # an interval over one picture would say nothing
@@ -106,6 +126,15 @@ def _curves(files: RunFiles) -> list[str]:
         "metrics.png": plot_metrics(files.history),
         "learning_rate.png": plot_schedule(files.history),
     }
+    return [_keep(files, name, figure) for name, figure in plots.items() if figure is not None]
+
+
+def _detection_plots(files: RunFiles) -> list[str]:
+    """Curves of precision, and what each kind of error costs."""
+    evaluation = files.evaluation
+    plots = {"precision_recall.png": plot_precision_recall(evaluation.get("curves") or [])}
+    if errors := evaluation.get("errors"):
+        plots["errors.png"] = plot_detection_errors(error_numbers(errors))
     return [_keep(files, name, figure) for name, figure in plots.items() if figure is not None]
 
 
@@ -131,7 +160,7 @@ def _confusion(files: RunFiles, classes: list[str]) -> dict[str, Any] | None:
 
 
 def _per_class(evaluation: dict[str, Any], classes: list[str]) -> list[dict[str, Any]]:
-    rows = evaluation.get("per_class") or []
+    rows = [row for row in evaluation.get("per_class") or [] if "iou" in row]
     total = sum(_finite(row.get("truth_pixels")) for row in rows)
     colors = palette(len(classes))
     table: list[dict[str, Any]] = []
@@ -154,15 +183,18 @@ def _other_numbers(evaluation: dict[str, Any]) -> dict[str, float]:
     shown = {"mean_iou", "mean_dice", "pixel_accuracy"}
     numbers = _numbers(evaluation.get("summary"))
     return {
-        key: value for key, value in numbers.items() if key not in shown and not key.startswith(("iou/", "dice/", "objects/"))
+        key: value
+        for key, value in numbers.items()
+        if key not in shown and not key.startswith(("iou/", "dice/", "objects/")) and not is_of_detections(key)
     }
 
 
 def _pictures(files: RunFiles) -> list[dict[str, Any]]:
     """The worst and the best pictures with their previews; all of them, worst first, where there are few."""
     images = [image for image in files.evaluation.get("images") or [] if image.get("preview")]
-    ranked = sorted(images, key=lambda image: _finite(image.get("mean_iou"), -1.0))
-    groups = [("Worst", ranked[:_PICTURES]), ("Best", ranked[: -_PICTURES - 1 : -1])]
+    ranking, title, numbers = _ranking(images)
+    ranked = sorted(images, key=lambda image: _finite(image.get(ranking), -1.0))
+    groups = [(f"Worst, by {title}", ranked[:_PICTURES]), (f"Best, by {title}", ranked[: -_PICTURES - 1 : -1])]
     if len(ranked) <= 2 * _PICTURES:
         groups = [("", ranked)]
     shown = [(group, image, _embed(files.folder / str(image["preview"]))) for group, members in groups for image in members]
@@ -173,13 +205,21 @@ def _pictures(files: RunFiles) -> list[dict[str, Any]]:
         {
             "group": group,
             "name": image["name"],
-            "mean_iou": image.get("mean_iou"),
-            "mean_dice": image.get("mean_dice"),
+            "numbers": [f"{what} {_number(image.get(key))}" for key, what in numbers.items()],
             "source": source,
         }
         for group, image, source in shown
         if source is not None
     ]
+
+
+def _ranking(images: list[dict[str, Any]]) -> tuple[str, str, dict[str, str]]:
+    """The number that pictures are ranked by, its name, and the numbers to show; as `ImageScore.quality` has it."""
+    if any("mean_iou" in image for image in images) or not images:
+        return "mean_iou", "mean IoU", {"mean_iou": "mean IoU", "mean_dice": "mean Dice"}
+    counts = {"objects/truth_objects": "objects", "objects/predicted_objects": "found"}
+    ranking = "objects/panoptic_quality_50"
+    return ranking, "panoptic quality", {ranking: "panoptic quality", "objects/f1_50": "F1"} | counts
 
 
 def _embed(path: Path, widest: int = 1600) -> str | None:
@@ -209,6 +249,8 @@ def _speed(files: RunFiles) -> list[tuple[str, str]]:
         rows.append(("Time of the training", _duration(seconds[-1])))
     if skipped := sum(files.column("skipped_steps")):
         rows.append(("Steps skipped, loss not finite", f"{skipped:.0f}"))
+    if prediction := files.evaluation.get("pictures_per_second"):
+        rows.append(("Speed of the prediction, files read", f"{prediction:.3g} pictures a second"))
     return rows
 
 

@@ -20,8 +20,8 @@ from delineate.files import atomic_path
 
 # Two colours that no plot uses otherwise: in the SVG they become the page's own, so that one plot suits light and dark.
 _INK, _LINE = "#57606b", "#c9ced5"
-_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_STYLE: dict[Any, Any] = {
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": _INK,
@@ -66,17 +66,20 @@ def _early_peak(history: Mapping[str, Sequence[float]]) -> tuple[float | None, f
 
 
 def plot_metrics(history: Mapping[str, Sequence[float]]) -> Figure | None:
-    """Validation metrics by epoch, the best mean IoU marked; None where there is nothing to draw."""
+    """Validation metrics by epoch, the best value of the first one marked; None where there is nothing to draw."""
     lines = {"mean IoU": "val/mean_iou", "mean Dice": "val/mean_dice", "pixel accuracy": "val/pixel_accuracy"}
+    for kind in ("keypoint", "mask", "box"):  # of detectors
+        lines |= {f"{kind} AP": f"val/{kind}_AP", f"{kind} AP50": f"val/{kind}_AP50"}
     of_classes = [name for name in history if name.startswith("val/iou/")]
     if len(of_classes) <= 3:  # more would hide one another; the table of classes has them
         lines |= {f"IoU of {name.removeprefix('val/iou/')}": name for name in of_classes}
     figure = _plot_curves(history, lines, "Validation", thick=3)
-    values = np.array(history.get("val/mean_iou", []), float)
-    if figure is not None and np.isfinite(values).any():
+    first = next((name for name in lines.values() if np.isfinite(history.get(name, [])).any()), None)
+    if figure is not None and first is not None:
+        values = np.array(history[first], float)
         best = int(np.nanargmax(values))
         axes = figure.axes[0]
-        axes.plot([_epochs(history)[best]], [values[best]], "o", color=_SERIES[0], markersize=5)
+        axes.plot([_epochs(history)[best]], [values[best]], "o", color=SERIES[0], markersize=5)
         label, place = f"{values[best]:.3f}", (_epochs(history)[best], values[best])
         axes.annotate(label, place, (0, -13), textcoords="offset points", ha="center", color=_INK, fontsize=9)
     return figure
@@ -92,7 +95,7 @@ def plot_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> F
     matrix = np.array(counts, float)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     count = len(shares)
-    style: dict[Any, Any] = {**_STYLE, "axes.grid": False}
+    style: dict[Any, Any] = {**STYLE, "axes.grid": False}
     with rc_context(style):
         side = max(3.2, 0.42 * count + 1.6)
         figure = Figure(figsize=(side, side))
@@ -113,10 +116,10 @@ def plot_detection_errors(summary: Mapping[str, float]) -> Figure:
     gains = {name.removeprefix("errors/"): value for name, value in summary.items() if name.startswith("errors/")}
     ap = gains.pop("ap")
     whole = {name: gains.pop(f"false_{name}") for name in ("positive", "negative")}
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 2.6))
         kinds, sides = figure.subplots(1, 2, width_ratios=(3, 1))
-        bars = kinds.barh(list(gains), list(gains.values()), color=[_SERIES[i % len(_SERIES)] for i in range(len(gains))])
+        bars = kinds.barh(list(gains), list(gains.values()), color=[SERIES[i % len(SERIES)] for i in range(len(gains))])
         kinds.bar_label(bars, fmt="%.3f", padding=3, color=_INK, fontsize=8)
         kinds.invert_yaxis()
         kinds.set(xlabel="AP gained by repairing it")
@@ -133,7 +136,7 @@ def plot_detection_errors(summary: Mapping[str, float]) -> Figure:
 def to_svg(figure: Figure) -> str:
     """The figure as an SVG element for a page: it scales, its text is text, and its ink follows the page's colours."""
     buffer = io.StringIO()
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -147,7 +150,7 @@ def to_svg(figure: Figure) -> str:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write the figure on white."""
-    with atomic_path(path) as temporary, rc_context(_STYLE):
+    with atomic_path(path) as temporary, rc_context(STYLE):
         FigureCanvasAgg(figure)
         figure.savefig(temporary, dpi=150, facecolor="white")
 
@@ -171,7 +174,7 @@ def _plot_curves(
     drawn = {label: values for label, values in drawn.items() if np.isfinite(values).any()}
     if not drawn:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.0))
         axes: Axes = figure.add_subplot()
         epochs = np.array(_epochs(history))
@@ -179,7 +182,7 @@ def _plot_curves(
             known = np.isfinite(values)
             width, alpha = (1.8, 1.0) if index < thick else (1.0, 0.7)
             marker = "o" if known.sum() == 1 else None
-            color = _SERIES[index % len(_SERIES)]
+            color = SERIES[index % len(SERIES)]
             axes.plot(
                 epochs[known],
                 values[known],

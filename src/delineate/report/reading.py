@@ -31,6 +31,11 @@ class RunFiles:
         """Number of epochs that were finished."""
         return max((len(column) for column in self.history.values()), default=0)
 
+    @property
+    def finds_objects(self) -> bool:
+        """Whether it is the run of a detector, by its numbers."""
+        return "val/box_AP" in self.history or "bbox/AP" in (self.evaluation.get("summary") or {})
+
     def column(self, name: str) -> list[float]:
         """A column of results.csv without rows that are empty or not finite."""
         return [value for value in self.history.get(name, []) if math.isfinite(value)]
@@ -60,7 +65,7 @@ def read_run(folder: str | Path) -> RunFiles:
         run.missing.append(
             f"The run ended after {run.epochs} of {wanted} epochs: it was stopped, or stopped itself (patience)."
         )
-    if run.history and not run.column("val/loss") and not run.column("val/mean_iou"):
+    if run.history and not any(run.column(name) for name in run.history if name.startswith("val/")):
         run.missing.append("There are no validation numbers in results.csv: the curves show training only.")
     return run
 

@@ -6,20 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 Config = dict[str, Any]
+Rows = dict[str, tuple[tuple[str, ...], Callable[[Config], str]]]  # setting -> keys of the plan with its reasons, and its words
 
 
-def describe_settings(config: Config, plan: Config) -> list[dict[str, str]]:
+def describe_settings(config: Config, plan: Config, *, finds_objects: bool = False) -> list[dict[str, str]]:
     """Rows of `setting`, `value` and `because` for a resolved config; `because` is empty without a plan.
 
-    A setting that differs from what the plan proposed says so.
+    A setting that differs from what the plan proposed says so. `finds_objects`: of a detector.
     """
     proposed: Config = plan.get("config") or {}
-    reasons: dict[str, list[str]] = {setting: [] for setting in _ROWS}
+    described = _DETECTOR_ROWS if finds_objects else _ROWS
+    reasons: dict[str, list[str]] = {setting: [] for setting in described}
     for key, reason in (plan.get("reasons") or {}).items():
-        if owner := _owner(key):
-            reasons[owner].append(_sentence(reason))
+        if owner := _owner(key, described):
+            reasons[owner].append(sentence(reason))
     rows: list[dict[str, str]] = []
-    for setting, (_, describe) in _ROWS.items():
+    for setting, (_, describe) in described.items():
         value = _described(describe, config)
         if not value:
             continue
@@ -39,13 +41,14 @@ def _described(describe: Callable[[Config], str], config: Config) -> str:
         return ""
 
 
-def _owner(key: str) -> str | None:
+def _owner(key: str, rows: Rows) -> str | None:
     """The row that a key of the plan belongs to: the one that names it most exactly."""
-    fits = [(len(group), row) for row, (groups, _) in _ROWS.items() for group in groups if f"{key}.".startswith(f"{group}.")]
+    fits = [(len(group), row) for row, (groups, _) in rows.items() for group in groups if f"{key}.".startswith(f"{group}.")]
     return max(fits)[1] if fits else None
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """The words with a capital at the beginning and a full stop at the end."""
     text = text.strip()
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
@@ -79,8 +82,9 @@ def _network(config: Config) -> str:
 
 
 def _augmentation(config: Config) -> str:
-    off = (0, False, [1.0, 1.0])
-    used = {key: value for key, value in config["augment"].items() if key not in ("patch", "foreground") and value not in off}
+    off = (0, False, None, [1.0, 1.0], [])
+    passed = ("patch", "foreground", "shortest", "jitter")
+    used = {key: value for key, value in config["augment"].items() if key not in passed and value not in off}
     return "; ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in used.items()) or "none"
 
 
@@ -97,6 +101,33 @@ def _loss(config: Config) -> str:
         options = f" ({_plain(term['options'])})" if term["options"] else ""
         terms.append(f"{factor}{_plain(term['name'])}{options}")
     return " + ".join(terms)
+
+
+def _resizing(config: Config) -> str:
+    """How a detector's pictures are resized."""
+    entry, augment = config["input"]["resize"] or {"shortest": 800, "longest": 1333}, config["augment"]
+    usual = f"shorter side to {entry['shortest']} pixels, longer one to at most {entry['longest']}"
+    if augment["jitter"]:
+        low, high = augment["jitter"]
+        height, width = augment["patch"]
+        return (
+            f"{usual}; in training {_plain(low)} to {_plain(high)} times {height} × {width}, cut to that (large-scale jitter)"
+        )
+    if augment["shortest"]:
+        return f"{usual}; in training to one of {', '.join(map(str, augment['shortest']))}"
+    return usual
+
+
+def _detector_loss(config: Config) -> str:
+    changed = [f"{_plain(weight)} × {_plain(name)}" for name, weight in config["loss_weights"].items() if weight != 1]
+    return "sum of the detector's losses" + (f", {', '.join(changed)}" if changed else "")
+
+
+def _detector_network(config: Config) -> str:
+    model = config["model"]
+    options = _plain(model["options"])
+    start = f", started from {model['weights']}" if model.get("weights") else ""
+    return f"{model['name']}{f' ({options})' if options else ''}{start}"
 
 
 def _optimizer(config: Config) -> str:
@@ -134,8 +165,7 @@ def _chance(config: Config) -> str:
     return f"seed {config['seed']}" + (", bit-identical repeats" if config["deterministic"] else "")
 
 
-# setting -> the keys of the plan that give its reasons, and the function that describes it
-_ROWS: dict[str, tuple[tuple[str, ...], Callable[[Config], str]]] = {
+_ROWS: Rows = {
     "Data": (("data",), _data),
     "Input": (("input",), _input),
     "Network": (("model",), _network),
@@ -146,4 +176,14 @@ _ROWS: dict[str, tuple[tuple[str, ...], Callable[[Config], str]]] = {
     "Schedule": (("epochs", "steps_per_epoch", "batch", "optimizer.accumulate", "patience", "devices"), _schedule),
     "Arithmetic": (("precision", "device", "compile"), _arithmetic),
     "Chance": (("seed", "deterministic"), _chance),
+}
+
+_DETECTOR_ROWS: Rows = {
+    "Data": _ROWS["Data"],
+    "Input": _ROWS["Input"],
+    "Network": (("model",), _detector_network),
+    "Resizing": (("input.resize", "augment.shortest", "augment.jitter", "augment.patch"), _resizing),
+    "Augmentation": _ROWS["Augmentation"],
+    "Loss": (("loss_weights",), _detector_loss),
+    **{name: _ROWS[name] for name in ("Optimiser", "Schedule", "Arithmetic", "Chance")},
 }
