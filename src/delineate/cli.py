@@ -301,13 +301,13 @@ def predict(
 
 
 @app.command
-def models(*, json: JsonFile = None) -> None:
-    """List the networks, with parameters and multiply-adds (a GFLOP here counts a multiply-add as two)."""
+def models(*names: str, json: JsonFile = None) -> None:
+    """List the networks NAMES, or all, with parameters and multiply-adds (a GFLOP here counts a multiply-add as two)."""
     from dataclasses import asdict
 
     from delineate.models.complexity import model_table, print_model_table
 
-    rows = model_table()
+    rows = model_table(names or None)
     show([asdict(row) for row in rows], json, lambda: print_model_table(rows))
 
 

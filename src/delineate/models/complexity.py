@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,10 +50,10 @@ def count_flops(model: nn.Module, size: tuple[int, int, int]) -> int:
     return counter.get_total_flops()
 
 
-def model_table() -> list[ModelRow]:
-    """A row for each network of the zoo with its default options and 3 classes, on a picture of about 512 x 512."""
+def model_table(names: Sequence[str] | None = None) -> list[ModelRow]:
+    """A row for each of `names` in the zoo, None: for all, with default options and 3 classes, on about 512 x 512 pixels."""
     rows = []
-    for name in list_models():
+    for name in list_models() if names is None else names:
         with torch.device("meta"):  # nothing is drawn nor computed
             model = create_model(name, 3)
         channels = model.architecture["options"]["in_channels"]
