@@ -19,6 +19,9 @@ from delineate.losses import (
     focal_loss,
     jaccard_loss,
     lovasz_loss,
+    ohem_cross_entropy,
+    relaxed_cross_entropy,
+    rmi_loss,
     tversky_loss,
 )
 from delineate.ops.outputs import WithAuxiliary
@@ -82,6 +85,24 @@ def test_auxiliary_branches_are_added_by_their_weights() -> None:
     assert (logits.grad.flatten(1).abs().sum(dim=1) > 0).all()
     with pytest.raises(ValueError, match="output channels"):
         loss(WithAuxiliary(main, (first[:, :2],), (0.4,)), batch)
+
+
+def test_hard_relaxed_and_regional_terms() -> None:
+    batch, logits = make_batch(), torch.randn(2, 2, K, 16, 16)
+    terms = [term("ohem_cross_entropy", min_kept=50), term("relaxed_cross_entropy", 0.5, reach=2), term("rmi", 2.0)]
+    loss = build_loss(terms, Conventions(), K)
+    labels = batch.labels
+    expected = {
+        "ohem_cross_entropy": ohem_cross_entropy(logits[0], labels, min_kept=50),
+        "relaxed_cross_entropy": relaxed_cross_entropy(logits[0], labels, reach=2),
+        "rmi": rmi_loss(logits[0], labels),
+    }
+    total, values = loss(logits[0], batch)
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(total, sum(t.weight * expected[t.name] for t in terms))
+    # An auxiliary branch has the binary cross-entropy alone, as in NVIDIA's code.
+    _, values = build_loss(terms[2:], Conventions(), K)(WithAuxiliary(logits[0], (logits[1],), (0.4,)), batch)
+    torch.testing.assert_close(values["auxiliary"], 0.4 * 2.0 * rmi_loss(logits[1], labels, share=1.0))
 
 
 def test_values_are_detached_and_the_total_is_not() -> None:
@@ -159,6 +180,8 @@ def test_valid_convolutions_see_the_centre() -> None:
         ([term("focal", class_weights=[1.0, 2.0, -1.0])], "class_weights holds -1.0, expected numbers >= 0"),
         ([term("focal", class_weights="heavy")], "loss term 'focal' with options {'class_weights': 'heavy'}"),
         ([term("focal", alpha=0.5)], "use class_weights for class ids"),
+        ([term("ohem_cross_entropy", threshold=0)], "threshold is 0, min_kept 100000"),
+        ([term("rmi", radius=0)], "radius 0"),
         ([term("dice"), term("dice")], "loss term 'dice' is listed 2 times"),
         ([], "the loss has no terms"),
     ],

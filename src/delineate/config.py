@@ -115,7 +115,18 @@ class TargetConfig(Strict):
 class LossTerm(Strict):
     """One summand of the loss."""
 
-    name: Literal["cross_entropy", "border_cross_entropy", "dice", "jaccard", "tversky", "focal", "lovasz"]
+    name: Literal[
+        "cross_entropy",
+        "border_cross_entropy",
+        "ohem_cross_entropy",
+        "relaxed_cross_entropy",
+        "dice",
+        "jaccard",
+        "tversky",
+        "focal",
+        "lovasz",
+        "rmi",
+    ]
     weight: float = Field(default=1.0, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)
 

@@ -16,7 +16,10 @@ from delineate.losses.cross_entropy import border_cross_entropy, cross_entropy
 from delineate.losses.distance import distance_loss
 from delineate.losses.focal import focal_loss
 from delineate.losses.lovasz import lovasz_loss
+from delineate.losses.ohem import ohem_cross_entropy
 from delineate.losses.region import dice_loss, jaccard_loss, tversky_loss
+from delineate.losses.relaxed import relaxed_cross_entropy
+from delineate.losses.rmi import rmi_loss
 from delineate.ops.outputs import WithAuxiliary
 
 if TYPE_CHECKING:
@@ -34,7 +37,13 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "tversky": tversky_loss,
     "focal": focal_loss,
     "lovasz": lovasz_loss,
+    "ohem_cross_entropy": ohem_cross_entropy,
+    "relaxed_cross_entropy": relaxed_cross_entropy,
+    "rmi": rmi_loss,
 }
+IN_BRANCHES: dict[str, dict[str, float]] = {"rmi": {"share": 1.0}}
+"""Options of terms where the output is that of an auxiliary branch: the cross-entropy alone there, as in NVIDIA's code."""
+
 DISTANCE_WEIGHT = 1.0
 """Weight of the distance map's regression beside the terms of the config (`outputs="distance"`)."""
 
@@ -76,6 +85,7 @@ def build_loss(terms: Sequence[LossTerm], conventions: Conventions, num_classes:
     score_channels = channels - (conventions.outputs == "distance")
     for term in terms:
         _check_options(term, score_channels, multilabel=conventions.outputs == "multilabel")
+    branch_terms = [t.model_copy(update={"options": t.options | IN_BRANCHES.get(t.name, {})}) for t in terms]
 
     def loss(output: SemanticOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         main, auxiliary = _weighted_outputs(output)
@@ -86,7 +96,7 @@ def build_loss(terms: Sequence[LossTerm], conventions: Conventions, num_classes:
         _check_labels(full.labels, score_channels, batch.names)
         total, values = _sum_terms(terms, conventions, main, full)
         if auxiliary:
-            extra, _ = _sum_terms(terms, conventions, auxiliary, full)
+            extra, _ = _sum_terms(branch_terms, conventions, auxiliary, full)
             total, values["auxiliary"] = total + extra, extra.detach()
         return total, values
 
@@ -143,17 +153,18 @@ def _term_values(
 
 
 def _check_options(term: LossTerm, channels: int, *, multilabel: bool) -> None:
-    """Refuse unknown options by name, and wrong values by trying the term once on a tiny example."""
+    """Refuse unknown options by name, and wrong values by trying the term once on a small example."""
     parameters = inspect.signature(LOSSES[term.name]).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "ignore_index"]
     for option in term.options:
         if option not in known:
             hint = suggest(option, known) or f"; it has {', '.join(known)}"
             raise ConfigError(f"loss term '{term.name}' has no option '{option}'{hint}")
-    labels = torch.zeros(1, channels, 2, 2) if multilabel else torch.zeros(1, 2, 2, dtype=torch.int64)
-    extra = (torch.ones(1, 2, 2),) if term.name == "border_cross_entropy" else ()
+    size = (64, 64)  # regions of `rmi` need some room
+    labels = torch.zeros(1, channels, *size) if multilabel else torch.zeros(1, *size, dtype=torch.int64)
+    extra = (torch.ones(1, *size),) if term.name == "border_cross_entropy" else ()
     try:
-        LOSSES[term.name](torch.zeros(1, channels, 2, 2), labels, *extra, **term.options)
+        LOSSES[term.name](torch.zeros(1, channels, *size), labels, *extra, **term.options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"loss term '{term.name}' with options {term.options}: {str(error).splitlines()[0]}") from error
 
