@@ -19,7 +19,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from delineate.ops import multilevel_roi_align, native, roi, roi_align, roi_pool, roi_warp
+from delineate.ops import gpu, multilevel_roi_align, native, roi, roi_align, roi_pool, roi_warp
 from delineate.ops.roi_reference import Rule
 
 pytest.importorskip("triton", reason="PyTorch brings Triton on Linux only")
@@ -42,7 +42,8 @@ def run(*arguments: str, **environment: str) -> str:
 def test_all_in_the_interpreter(device: torch.device) -> None:
     if INTERPRETED or device.type != "cpu":
         pytest.skip("the other tests run here")
-    arguments = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "interpreted", __file__]
+    files = [str(path) for path in Path(__file__).parent.glob("test_ops_triton*.py")]
+    arguments = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "interpreted", *files]
     summary = run(*arguments, TRITON_INTERPRET="1").splitlines()[-1]
     assert re.search(r"\d\d passed", summary), summary
     assert "skipped" not in summary
@@ -56,13 +57,13 @@ def interpreted(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Any:
     from delineate.ops import roi_triton
 
     assert roi_triton.available
-    monkeypatch.setattr(roi, "_gpu_kernels", lambda maps: roi_triton)
+    monkeypatch.setattr(gpu, "wanted", lambda tensor: tensor.dtype != torch.float64)
     return roi_triton
 
 
 def by_reference(function: Callable[..., Any], *arguments: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(roi, "_gpu_kernels", lambda maps: None)
+        patch.setattr(gpu, "wanted", lambda tensor: False)
         patch.setattr(native, "available", False)
         return function(*arguments)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delineate.ops import native
+from delineate.ops import gpu, native
 
 Peak = Literal["bicubic", "taylor"]
 
@@ -32,6 +32,28 @@ def encode_keypoints(keypoints: Tensor, boxes: Tensor, size: int = 56) -> tuple[
     >>> encode_keypoints(torch.tensor([[[5.0, 2.5, 2], [10, 10, 1], [11, 0, 2]]]), torch.tensor([[0.0, 0, 10, 10]]), 4)
     (tensor([[ 6, 15,  0]]), tensor([[ True,  True, False]]))
     """
+    if keypoints.ndim != 3 or keypoints.shape[2] != 3 or boxes.shape != (keypoints.shape[0], 4):
+        raise ValueError(f"keypoints {tuple(keypoints.shape)} and boxes {tuple(boxes.shape)}; expected (N, K, 3) and (N, 4)")
+    dtype = torch.promote_types(torch.promote_types(keypoints.dtype, boxes.dtype), torch.float32)
+    return keypoint_cells(keypoints.detach().to(dtype), boxes.detach().to(dtype), size)
+
+
+@torch.library.custom_op("delineate::keypoint_cells", mutates_args=())
+def keypoint_cells(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """`encode_keypoints` with checked arguments."""
+    if kernels := gpu.kernels("keypoints", keypoints):
+        return kernels.keypoint_cells(keypoints, boxes, size)
+    return keypoint_cells_reference(keypoints, boxes, size)
+
+
+@keypoint_cells.register_fake
+def _(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    cells = keypoints.new_empty(keypoints.shape[:2], dtype=torch.int64)
+    return cells, torch.empty_like(cells, dtype=torch.bool)
+
+
+def keypoint_cells_reference(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The plain form of `keypoint_cells`."""
     low, high = boxes[:, None, :2], boxes[:, None, 2:]  # (N, 1, 2)
     points = keypoints[..., :2]
     inside = (points >= low) & (points <= high) & (high > low) & (high - low).isfinite()
@@ -66,7 +88,7 @@ def decode_keypoints(heatmaps: Tensor, boxes: Tensor, method: Peak = "bicubic") 
     if method not in ("bicubic", "taylor"):
         raise ValueError(f"method {method!r}; expected 'bicubic' or 'taylor'")
     heatmaps, boxes = heatmaps.detach().float(), boxes.detach().float()
-    peak = bicubic_peaks if method == "bicubic" else _taylor_peaks
+    peak = bicubic_peaks if method == "bicubic" else taylor_peaks
     points, logits = peak(heatmaps, boxes)
     return Keypoints(points, logits, (logits - heatmaps.flatten(2).logsumexp(-1)).exp())
 
@@ -81,12 +103,36 @@ _MOST_PIXELS = 1 << 30
 @torch.library.custom_op("delineate::bicubic_peaks", mutates_args=())
 def bicubic_peaks(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Points (N, K, 2) and values (N, K) of the largest pixels of heatmaps (N, K, S, T) resized to their boxes (N, 4)."""
+    if kernels := gpu.kernels("keypoints", heatmaps):
+        return kernels.bicubic_peaks(heatmaps, boxes, _MOST_PIXELS)
+    if not native.available or heatmaps.device.type != "cpu":
+        return bicubic_peaks_reference(heatmaps, boxes)
+    points, values = _fake_peaks(heatmaps, boxes)
+    native.kernels.bicubic_peaks(heatmaps.contiguous(), boxes.contiguous(), points, values, torch.get_num_threads())
+    return points, values
+
+
+@torch.library.custom_op("delineate::taylor_peaks", mutates_args=())
+def taylor_peaks(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (N, K, 2) and values (N, K) of the tops of paraboloids on heatmaps (N, K, S, T) over boxes (N, 4)."""
+    if kernels := gpu.kernels("keypoints", heatmaps):
+        return kernels.taylor_peaks(heatmaps, boxes)
+    return taylor_peaks_reference(heatmaps, boxes)
+
+
+def _fake_peaks(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    count, kinds = heatmaps.shape[:2]
+    return heatmaps.new_empty(count, kinds, 2), heatmaps.new_empty(count, kinds)
+
+
+bicubic_peaks.register_fake(_fake_peaks)
+taylor_peaks.register_fake(_fake_peaks)
+
+
+def bicubic_peaks_reference(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The plain form of `bicubic_peaks`, whose interpolation is PyTorch's; NaN for a box that is not finite."""
     count, kinds = heatmaps.shape[:2]
     points, values = heatmaps.new_full((count, kinds, 2), torch.nan), heatmaps.new_full((count, kinds), torch.nan)
-    if native.available and heatmaps.device.type == "cpu":
-        arrays = heatmaps.contiguous(), boxes.contiguous(), points, values
-        native.kernels.bicubic_peaks(*arrays, torch.get_num_threads())
-        return points, values
     size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
     pixels = size.ceil()
     finite = boxes.isfinite().all(-1)
@@ -105,14 +151,11 @@ def bicubic_peaks(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     return points, values
 
 
-@bicubic_peaks.register_fake
-def _(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    count, kinds = heatmaps.shape[:2]
-    return heatmaps.new_empty(count, kinds, 2), heatmaps.new_empty(count, kinds)
+def taylor_peaks_reference(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The plain form of `taylor_peaks`.
 
-
-def _taylor_peaks(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """f(c + d) = f + g d + d H d / 2 is largest at d = -H^-1 g if H is negative definite; g and H are central differences."""
+    f(c + d) = f + g d + d H d / 2 is largest at d = -H^-1 g if H is negative definite; g and H are central differences.
+    """
     _, _, rows, columns = heatmaps.shape
     place = heatmaps.flatten(2).argmax(-1)  # (N, K)
     y, x = place // columns, place % columns

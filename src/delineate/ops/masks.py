@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delineate.ops import native
+from delineate.ops import gpu, native
 
 Convention = Literal["detectron2", "torchvision"]
 
@@ -93,6 +93,8 @@ def placement(boxes: Tensor, grid: tuple[int, int], size: tuple[int, int], conve
 def paste(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, convention: str) -> Tensor:
     """`paste_masks` with checked arguments."""
     place = placement(boxes, (masks.shape[1], masks.shape[2]), (height, width), convention)  # pyright: ignore[reportArgumentType]
+    if kernels := gpu.kernels("masks", masks):
+        return kernels.paste(masks, place, (height, width), threshold)
     if native.available and masks.device.type == "cpu":
         pasted = untouched_zeros(len(masks), height, width)
         native.kernels.paste(masks.float().contiguous(), *place, threshold, pasted, torch.get_num_threads())

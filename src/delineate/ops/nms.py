@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from delineate.ops import native
+from delineate.ops import gpu, native
 from delineate.ops.boxes import box_area
 
 
@@ -95,6 +95,8 @@ def _ordered(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: floa
 def suppress(boxes: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
     """Which of `boxes` (B, N, 4) stay, (B, N) bool, if each suppresses those of its class (B, N) that come later."""
     kept = torch.empty_like(classes, dtype=torch.bool, memory_format=torch.contiguous_format)
+    if kernels := gpu.kernels("nms", boxes):
+        return kernels.suppress(boxes, classes, _not_above(iou_threshold, boxes.dtype), kept)
     if native.available and boxes.device.type == "cpu":
         arrays = boxes.contiguous(), classes.contiguous(), kept
         native.kernels.suppress(*arrays, _not_above(iou_threshold, boxes.dtype), torch.get_num_threads())

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from delineate.errors import DataError
-from delineate.ops import native
+from delineate.ops import gpu, native
 from delineate.ops.masks import Convention, check_paste, paste_reference, placement, untouched_zeros
 
 Rle = dict[str, Any]  # {"size": [height, width], "counts": str or bytes, or a list of run lengths}
@@ -170,6 +170,8 @@ def encode_text(masks: Tensor) -> tuple[Tensor, Tensor]:
     if native.available and masks.device.type == "cpu":
         ends = torch.empty(len(masks), dtype=torch.int64)
         return _characters(native.kernels.encode(masks.contiguous(), ends, torch.get_num_threads())), ends
+    if kernels := gpu.kernels("rle", masks):
+        return kernels.edges_to_text(*_edges(masks), masks.shape[1] * masks.shape[2])
     text, ends = _pack(*_runs(masks))
     return _characters(text), torch.from_numpy(ends)
 
@@ -179,10 +181,13 @@ def paste_text(
     masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, convention: str
 ) -> tuple[Tensor, Tensor]:
     """Codes of masks (N, S, T) pasted over boxes (N, 4), as text and ends, on the CPU."""
-    # Few numbers go to the CPU, where the columns are walked; pasting where the masks are would move whole pictures.
-    masks, boxes = masks.cpu().float().contiguous(), boxes.cpu()
     grid = masks.shape[1], masks.shape[2]
+    kernels = gpu.kernels("rle", masks)
+    if kernels is None:  # few numbers go to the CPU; pasting where the masks are would move whole pictures
+        masks, boxes = masks.cpu().float().contiguous(), boxes.cpu()
     place = placement(boxes, grid, (height, width), convention)  # pyright: ignore[reportArgumentType]
+    if kernels is not None:
+        return kernels.edges_to_text(*kernels.pasted_edges(masks, place, (height, width), threshold), height * width)
     if native.available:
         ends = torch.empty(len(masks), dtype=torch.int64)
         arguments = masks, *place, height, width, threshold, ends, torch.get_num_threads()
@@ -226,17 +231,25 @@ def _(text: Tensor, ends: Tensor, height: int, width: int) -> Tensor:
     return text.new_empty(ends.shape[0], height, width, dtype=torch.bool)
 
 
-def _runs(masks: Tensor) -> tuple[Runs, Runs]:
-    """Run lengths of masks (N, height, width), one after another, and how many each has: the plain form, on every device."""
+def _edges(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The column-major places where masks (N, height, width) change, one mask's after another's, and how many each has."""
     count, pixels = len(masks), masks.shape[1] * masks.shape[2]
     columns = masks.transpose(1, 2).reshape(count, pixels)
     previous = torch.cat([columns.new_zeros(count, 1), columns[:, : pixels - 1]], 1)[:, :pixels]
-    number, place = (columns != previous).nonzero(as_tuple=True)
-    edges = torch.cat([number * (pixels + 1) + place, torch.arange(1, count + 1, device=masks.device) * (pixels + 1) - 1])
-    edges = edges.sort().values  # each mask's edges and its end
-    number = edges // (pixels + 1)
-    runs = edges.diff(prepend=edges.new_zeros(1)) - (number.diff(prepend=number.new_zeros(1)) > 0).long()
-    return runs.cpu().numpy(), number.bincount(minlength=count).cpu().numpy()
+    changes = columns != previous
+    return changes.nonzero(as_tuple=True)[1], changes.sum(1)
+
+
+def _runs(masks: Tensor) -> tuple[Runs, Runs]:
+    """Run lengths of masks (N, height, width), one after another, and how many each has: the plain form, on every device."""
+    places, counts = (x.cpu().numpy() for x in _edges(masks))
+    pixels = masks.shape[1] * masks.shape[2]
+    ends = np.cumsum(counts)
+    edges = np.insert(places, ends, pixels)  # each mask's edges and its end
+    starts = ends - counts + np.arange(len(counts))
+    runs = np.diff(edges, prepend=0)
+    runs[starts] = edges[starts]
+    return runs, counts + 1
 
 
 def _pasted_runs(mask: Tensor, place: Any, number: int, size: tuple[int, int], threshold: float) -> Runs:

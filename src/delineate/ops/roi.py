@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from delineate.ops import native
+from delineate.ops import gpu, native
 from delineate.ops.roi_reference import Mode, Rule, pool_reference, pool_reference_backward, round_half_away
 
 Boxes = Tensor | Sequence[Tensor]
@@ -220,7 +219,7 @@ def pool_regions(
     _check_rois(rois, maps[0].shape[0], checked)
     rois = _without_infinite(rois)
     result = _empty_result(maps, rois, rule)
-    if kernels := _gpu_kernels(maps):
+    if kernels := gpu.kernels("roi", maps[0]):
         return kernels.pool(maps, rois, levels, scales, rule, result)
     if not _has_kernel(maps):
         return result.copy_(pool_reference(maps, rois, levels, scales, rule))
@@ -247,7 +246,7 @@ def pool_regions_backward(
     rule = Rule(height, width, quantized, sampling_ratio, aligned, mode)  # type: ignore[arg-type]
     rois = _without_infinite(rois)
     results = _empty_gradients(maps)
-    if kernels := _gpu_kernels(maps):
+    if kernels := gpu.kernels("roi", maps[0]):
         return kernels.pool_backward(grad, maps, rois, levels, scales, rule, results)
     if not _has_kernel(maps):
         return [
@@ -280,15 +279,6 @@ def _kernel_arguments(
 
 def _has_kernel(maps: Sequence[Tensor]) -> bool:
     return native.available and maps[0].device.type == "cpu"
-
-
-def _gpu_kernels(maps: Sequence[Tensor]) -> ModuleType | None:
-    """The kernels in Triton, loaded when they are first wanted."""
-    if maps[0].device.type != "cuda" or maps[0].dtype == torch.float64:
-        return None
-    from delineate.ops import roi_triton
-
-    return roi_triton if roi_triton.available else None
 
 
 def _check_rois(rois: Tensor, images: int, checked: bool) -> None:

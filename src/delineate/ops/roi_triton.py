@@ -29,8 +29,9 @@ from torch import Tensor
 
 from delineate.ops import roi_triton_kernels
 from delineate.ops.roi_reference import Rule
+from delineate.ops.triton_jit import EXACT, available, power_of_two
 
-available = roi_triton_kernels.available and torch.version.hip is None  # AMD's GPUs are "cuda" too, and untried
+__all__ = ["available", "pool", "pool_backward"]
 
 _BINS, _CHANNELS = 8, 256  # of a program of the forward pass
 _TILE_Y, _TILE_X, _TILE_CHANNELS = 4, 8, 128  # cells and channels of a program of the backward pass
@@ -90,12 +91,12 @@ def _forward(
     points: bool,
 ) -> None:
     images, _, _, channels = maps[0].shape
-    block = min(_CHANNELS, _power_of_two(channels))
+    block = min(_CHANNELS, power_of_two(channels))
     grid = (len(rois) * -(-rule.height * rule.width // _BINS), -(-channels // block))
     boxes = rois.contiguous(), levels.contiguous()
     with torch.cuda.device_of(result):
         roi_triton_kernels.forward[grid](
-            result, tuple(maps), *_sizes(maps, scales), *boxes, images, channels, rule, points, _BINS, block, **_OPTIONS
+            result, tuple(maps), *_sizes(maps, scales), *boxes, images, channels, rule, points, _BINS, block, **EXACT
         )
 
 
@@ -109,7 +110,7 @@ def _backward(
     rule: Rule,
 ) -> None:
     images, _, _, channels = results[0].shape
-    block = min(_TILE_CHANNELS, max(16, _power_of_two(channels)))
+    block = min(_TILE_CHANNELS, max(16, power_of_two(channels)))
     tiles = sum(images * -(-r.shape[1] // _TILE_Y) * -(-r.shape[2] // _TILE_X) for r in results)
     # the interpreter, which alone works on the CPU, cannot multiply matrices of bfloat16
     short = grad.dtype == torch.float16 or (grad.dtype == torch.bfloat16 and grad.device.type != "cpu")
@@ -117,15 +118,8 @@ def _backward(
     blocks = _TILE_Y, _TILE_X, block, _LOOK, _BINS_AT_ONCE
     with torch.cuda.device_of(grad):
         roi_triton_kernels.backward[(tiles, -(-channels // block))](
-            tuple(results), grad, points, *_sizes(results, scales), *boxes, images, channels, rule, *blocks, short, **_OPTIONS
+            tuple(results), grad, points, *_sizes(results, scales), *boxes, images, channels, rule, *blocks, short, **EXACT
         )
-
-
-_OPTIONS = {"enable_fp_fusion": False}
-
-
-def _power_of_two(channels: int) -> int:
-    return 1 << (channels - 1).bit_length()
 
 
 def _sizes(maps: Sequence[Tensor], scales: Sequence[float]) -> tuple[tuple[float, ...], ...]:

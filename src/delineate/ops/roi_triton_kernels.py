@@ -1,49 +1,31 @@
-"""The kernels of `roi_triton`, and whether there are any: `available` is False where Triton is not installed.
+"""The kernels of `roi_triton`.
 
 A `Rule` is a constant to Triton, and for each it compiles anew.
 """
 
-# Triton's own compiler checks its types; to Python's, constants and tensors look alike.
-# pyright: basic, reportPossiblyUnboundVariable=false, reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportInvalidTypeForm=false
 
 from __future__ import annotations
 
-from typing import Any
-
-try:
-    import triton
-    import triton.language as tl
-except ModuleNotFoundError:  # PyTorch brings it on Linux only
-    available = False
-else:
-    available = True
-
-
-def _jit(function: Any) -> Any:
-    if not available:
-        return function
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return triton.jit(do_not_specialize=[n for n in ("boxes", "images") if n in names])(function)
-
+from delineate.ops.triton_jit import jit, tl
 
 # Geometry along one axis, of one box or of many. An axis is a tuple: where the box starts, the size of a bin, the points of a
 # bin, and the length of the map; all are floats, in cells.
 
 
-@_jit
+@jit()
 def _round(x):  # halves away from 0
     whole = tl.floor(tl.abs(x))
     whole = tl.where(tl.abs(x) - whole >= 0.5, whole + 1.0, whole)
     return tl.where(x < 0, -whole, whole)
 
 
-@_jit
+@jit()
 def _is_finite(x):
     return x - x == 0
 
 
-@_jit
+@jit()
 def _axis(low, high, scale, length, bins: tl.constexpr, rule: tl.constexpr):
     """The axis of boxes low..high. A box that is not finite has no points; for RoIPool the number only says whether it is."""
     if rule.quantized:
@@ -65,7 +47,7 @@ def _axis(low, high, scale, length, bins: tl.constexpr, rule: tl.constexpr):
     return start, bin_size, tl.where(usable, count, 0.0), length
 
 
-@_jit
+@jit()
 def _axes(rois, box, scale, height, width, rule: tl.constexpr):
     """The image of boxes, and their axes y and x."""
     region = rois + box.to(tl.int64) * 5
@@ -74,7 +56,7 @@ def _axes(rois, box, scale, height, width, rule: tl.constexpr):
     return tl.load(region), y, x
 
 
-@_jit
+@jit()
 def _points(index, axis, rule: tl.constexpr):
     """The first point of each bin, how many from there on may lie on the map, and how many the bin has in all."""
     start, bin_size, count, length = axis
@@ -101,7 +83,7 @@ def _points(index, axis, rule: tl.constexpr):
     return first.to(tl.int32), (last - first).to(tl.int32), count
 
 
-@_jit
+@jit()
 def _position(point, index, axis, rule: tl.constexpr):
     """Where a point of a bin lies, in cells, and whether that is on the map."""
     start, bin_size, count, length = axis
@@ -114,7 +96,7 @@ def _position(point, index, axis, rule: tl.constexpr):
     return tl.minimum(tl.maximum(at, 0.0), tl.maximum(length - 1.0, 0.0)), inside
 
 
-@_jit
+@jit()
 def _weight(cell, position):
     """A cell's weight in the interpolated value at a position."""
     weight = tl.where(cell <= position, 1.0 - (position - cell), position - (cell - 1.0))
@@ -124,7 +106,7 @@ def _weight(cell, position):
 # Forward
 
 
-@_jit
+@jit()
 def _some_outside(first, number, count, index, axis, rule: tl.constexpr):
     """Whether a bin has points off the map."""
     inside = number * 0
@@ -134,7 +116,7 @@ def _some_outside(first, number, count, index, axis, rule: tl.constexpr):
     return inside.to(tl.float32) < count
 
 
-@_jit
+@jit()
 def _add_value(total, cells, y, x, inside, height, width, channels, c, rule: tl.constexpr):
     """Add the map's values at the points y, x (bins,) to a total (bins, channels)."""
     mask = inside[:, None] & (c < channels)[None, :]
@@ -151,17 +133,17 @@ def _add_value(total, cells, y, x, inside, height, width, channels, c, rule: tl.
     return _fma(v * w, _load(cells, next_row + x_high, channels, c, mask), total)
 
 
-@_jit
+@jit()
 def _load(cells, cell, channels, c, mask):
     return tl.load(cells + (cell * channels)[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
-@_jit
+@jit()
 def _fma(weight, values, total):
     return tl.fma(tl.broadcast_to(weight[:, None], values.shape), values, total)
 
 
-@_jit
+@jit("images")
 def forward(
     result, maps, heights, widths, scales, rois, levels, images, channels,
     rule: tl.constexpr, points: tl.constexpr, bins_at_once: tl.constexpr, channels_at_once: tl.constexpr,
@@ -221,7 +203,7 @@ def forward(
 # Backward
 
 
-@_jit
+@jit()
 def _touches(axis, first, last, bins: tl.constexpr):
     """Whether boxes may have points whose cells are among first..last; a point reaches one cell far."""
     start, bin_size, count, _ = axis
@@ -229,7 +211,7 @@ def _touches(axis, first, last, bins: tl.constexpr):
     return (count > 0) & (tl.minimum(start, end) <= last + 1.01) & (tl.maximum(start, end) >= first - 1.01)
 
 
-@_jit
+@jit()
 def _touching(axis, first, last, bins: tl.constexpr):
     """The first bin, and how many, that may have points whose cells are among first..last."""
     start, bin_size, _, _ = axis
@@ -241,7 +223,7 @@ def _touching(axis, first, last, bins: tl.constexpr):
     return begin, tl.maximum(end - begin, 0)
 
 
-@_jit
+@jit()
 def _shares(cell, index, axis, rule: tl.constexpr):
     """The weight of each cell (cells, 1) in the mean of each bin's points (1, bins): (cells, bins)."""
     start, bin_size, count, _ = axis
@@ -264,7 +246,7 @@ def _shares(cell, index, axis, rule: tl.constexpr):
     return share * tl.div_rn(1.0, tl.maximum(count, 1.0))
 
 
-@_jit
+@jit()
 def _add_means(
     total, grad, y, x, channels, c, axis_y, axis_x, bins_y, bins_x,
     rule: tl.constexpr, bins_at_once: tl.constexpr, short: tl.constexpr,
@@ -288,7 +270,7 @@ def _add_means(
     return total
 
 
-@_jit
+@jit()
 def _add_maxima(total, grad, points, y, x, channels, c, axis_y, axis_x, bins_y, bins_x, rule: tl.constexpr):
     """The same for maxima: each channel has its own point."""
     begin_y, down = bins_y
@@ -308,12 +290,12 @@ def _add_maxima(total, grad, points, y, x, channels, c, axis_y, axis_x, bins_y, 
     return total
 
 
-@_jit
+@jit()
 def _tiles(length, tile: tl.constexpr):
     return (length.to(tl.int32) + (tile - 1)) // tile
 
 
-@_jit
+@jit("boxes", "images")
 def backward(
     results, grad, points, heights, widths, scales, rois, levels, boxes, images, channels,
     rule: tl.constexpr, tile_y: tl.constexpr, tile_x: tl.constexpr, channels_at_once: tl.constexpr,
