@@ -7,6 +7,7 @@ function takes any leading dimensions, keeps its shapes whatever the values are,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -68,7 +69,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     >>> clip_boxes(torch.tensor([[-3.0, 2, 9, 4]]), (5, 8))
     tensor([[0., 2., 8., 4.]])
     """
-    limit = boxes.new_tensor(size) if isinstance(size, tuple) else size.to(boxes.dtype)
+    limit = constants(size, boxes) if isinstance(size, tuple) else size.to(boxes.dtype)
     low, high = boxes.clamp(min=0).unflatten(-1, (2, 2)).minimum(limit.flip(-1)[..., None, :]).unbind(-2)  # (..., 2)
     return torch.cat([low, high], -1)
 
@@ -125,7 +126,7 @@ def encode_boxes(targets: Tensor, references: Tensor, weights: Weights = (1.0, 1
     proper = ((size > 0) & (target_size > 0)).all(-1, keepdim=True)
     size, target_size = torch.where(proper, size, 1.0), torch.where(proper, target_size, 1.0)
     shift = torch.where(proper, (target_center - center) / size, 0.0)
-    return torch.cat([shift, torch.log(target_size / size)], -1) * shift.new_tensor(weights)
+    return torch.cat([shift, torch.log(target_size / size)], -1) * constants(weights, shift)
 
 
 def decode_boxes(
@@ -145,7 +146,7 @@ def decode_boxes(
     """
     center, size = _center_and_size(references)
     scaled = _wide(deltas).unflatten(-1, (-1, 4))  # (..., K, 4)
-    scaled = scaled / scaled.new_tensor(weights)
+    scaled = scaled / constants(weights, scaled)
     new_center = scaled[..., :2] * size[..., None, :] + center[..., None, :]
     new_size = scaled[..., 2:].clamp(max=max_log_scale).exp() * size[..., None, :]
     return torch.cat([new_center - 0.5 * new_size, new_center + 0.5 * new_size], -1).flatten(-2)
@@ -165,6 +166,15 @@ def check_boxes(boxes: Tensor, name: str = "boxes") -> Tensor:
         place = bad[0].tolist()
         raise ValueError(f"{name}{place} is {boxes[tuple(place)].tolist()}; coordinates must be finite")
     return boxes
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """A few numbers as a tensor with the type and device of another, written there: to copy them to a GPU would wait for it.
+
+    >>> constants((1, 2), torch.zeros(3))
+    tensor([1., 2.])
+    """
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from delineate.ops import gpu, native
+from delineate.ops.boxes import constants
 
 Peak = Literal["bicubic", "taylor"]
 
@@ -174,6 +175,6 @@ def taylor_peaks_reference(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Ten
     step = torch.where(peaked[..., None], step, 0.0).clamp(-0.5, 0.5)
     dx, dy = step.unbind(-1)
     value = f[..., 1, 1] + gx * dx + gy * dy + 0.5 * (xx * dx * dx + 2 * xy * dx * dy + yy * dy * dy)
-    cell = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1) / boxes.new_tensor([columns, rows])
+    cell = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1) / constants((columns, rows), boxes)
     center = torch.stack([x, y], -1) + 0.5 + step
     return center * cell[:, None] + boxes[:, None, :2], value

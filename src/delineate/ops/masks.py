@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from delineate.ops import gpu, native
+from delineate.ops.boxes import constants
 
 Convention = Literal["detectron2", "torchvision"]
 
@@ -72,8 +73,8 @@ class Placement(NamedTuple):
 def placement(boxes: Tensor, grid: tuple[int, int], size: tuple[int, int], convention: Convention) -> Placement:
     """Place masks of `grid` (S, T) cells over boxes (N, 4) in a picture of `size` (height, width)."""
     low, high = boxes.float().contiguous().chunk(2, 1)  # (N, 2)
-    counts = low.new_tensor([grid[1], grid[0]])
-    end = low.new_tensor([size[1], size[0]])
+    counts = constants((grid[1], grid[0]), low)
+    end = constants((size[1], size[0]), low)
     if convention == "torchvision":
         center, half = (high + low) * 0.5, (high - low) * 0.5 * ((counts + 2) / counts)
         low, high = (center - half).trunc(), (center + half).trunc() + 1
