@@ -80,14 +80,13 @@ def mask_targets(masks: Tensor, regions: SampledRegions, size: int, *, soft: boo
     `masks` (B, G, H, W) bool. `soft` is torchvision's: RoIAlign of the mask as it is, without alignment, from 0 to 1. Otherwise
     it is Detectron2's of bit maps: aligned, 1 where at least 0.5. Zeros where the region is not positive.
     """
-    count, objects = masks.shape[:2]
-    if objects == 0:
+    if masks.shape[1] == 0:
         return torch.zeros(*regions.positive.shape, size, size, device=masks.device)
-    first = objects * torch.arange(count, device=masks.device)[:, None]
-    boxes = torch.where(regions.positive[..., None], regions.boxes, torch.nan)  # NaN costs nothing, and reads as 0
-    rois = torch.cat([(first + regions.object)[..., None], boxes], -1).flatten(0, 1)  # (B * S, 5)
-    cut = roi_align(masks.flatten(0, 1)[:, None].float(), rois.float(), size, aligned=not soft)
-    cut = cut.view(*regions.positive.shape, size, size)
+    boxes = torch.where(regions.positive[..., None], regions.boxes.float(), torch.nan)  # NaN costs nothing, and reads as 0
+    rois = torch.cat([regions.object[..., None].float(), boxes], -1)  # (B, S, 5): the mask, and where to look at it
+    # Picture by picture, because masks in float32 are four times as large as the masks.
+    pictures = zip(masks, rois, strict=True)
+    cut = torch.stack([roi_align(m[:, None].float(), r, size, aligned=not soft)[:, 0] for m, r in pictures])
     return cut if soft else (cut >= 0.5).float()
 
 
