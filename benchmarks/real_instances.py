@@ -270,7 +270,10 @@ def run(model: nn.Module, dataset: Dataset, config: TrainConfig, out: Path) -> d
         return pickle.loads(done.read_bytes())
     start, cpu = time.perf_counter(), time.process_time()
     result = train(config, out, model=model, dataset=dataset, resume=out.exists())
-    outcome = {"train_seconds": time.perf_counter() - start, "train_cpu_seconds": time.process_time() - cpu}
+    outcome: dict[str, Any] = {
+        "train_seconds": time.perf_counter() - start,
+        "train_cpu_seconds": time.process_time() - cpu,
+    }
     model.load_state_dict(load_file(result.last))
     outcome["matches"] = measure(model, dataset, config.device)
     with atomic_path(done) as temporary:

@@ -25,11 +25,11 @@ from delineate.data import make_blobs_dataset, open_dataset, split_dataset
 from delineate.data.stats import DatasetStatistics, ObjectStatistics, dataset_statistics
 from delineate.errors import ConfigError, DataError
 from delineate.losses import build_loss
-from delineate.train import rules
+from delineate.train import instance_rules, rules
 from delineate.train.memory import StepMemory, cgroup_memory_left, saved_bytes
 from delineate.train.plan import Plan, show
 from delineate.train.planner import plan
-from delineate.train.probe import StepProbe
+from delineate.train.probe import InstanceProbe, StepProbe
 from delineate.weights import Conventions
 
 STATISTICS = DatasetStatistics(
@@ -230,7 +230,7 @@ def test_control_group_limits(tmp_path: Path) -> None:
 _PEAK = """
 import sys, torch
 from delineate.config import *
-from delineate.train.probe import StepProbe
+from delineate.train.probe import InstanceProbe, StepProbe
 torch.set_num_threads(1)
 config = TrainConfig(
     data=DataConfig(path="x"), input=InputConfig(color="gray", mean=(0.5,), std=(0.2,)), optimizer=OptimizerConfig(ema=None),
@@ -262,6 +262,7 @@ def test_estimated_memory_covers_the_real_peak() -> None:
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps take a second, without doing them."""
     monkeypatch.setattr(StepProbe, "seconds", lambda self, count: 1.0)
+    monkeypatch.setattr(InstanceProbe, "seconds", lambda self, count: 1.0)
 
 
 def small_plan(path: Path, **options: Any) -> Plan:
@@ -376,7 +377,7 @@ def test_tiny_mixed_and_deep_pictures(tmp_path: Path) -> None:
     proposal = small_plan(write_dataset(tmp_path / "data", pictures, masks))
     assert proposal.config.input.value_range == 4095.0
     assert proposal.config.input.normalization == "image"
-    assert proposal.config.augment.patch == (32, 32)
+    assert proposal.config.augment.patch == (48, 32)  # the training pictures have a median of 33 x 17
 
 
 def test_no_foreground_is_said(tmp_path: Path) -> None:
@@ -401,6 +402,84 @@ def test_errors(tmp_path: Path) -> None:
         small_plan(data, minutes=0)
     with pytest.raises(ConfigError, match="cuda:99"):
         plan(open_dataset(data), device="cuda:99", minutes=1)
+
+
+# --- detectors ----------------------------------------------------------------------------------------------------------
+
+
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000), diameter=st.floats(0.5, 3000), fast=st.booleans())
+def test_sizes_of_detectors_show_small_objects(height: int, width: int, diameter: float, fast: bool) -> None:
+    objects = replace(OBJECTS, diameter=(diameter,) * 5)
+    resize, reasons = instance_rules.choose_resize(replace(CELLS, size_median=(height, width), objects=objects), fast=fast)
+    usual, shorter = 800 if fast else 320, min(height, width)
+    assert 1 <= resize.shortest <= min(2 * usual, 2 * shorter)
+    assert resize.longest >= resize.shortest
+    seen = diameter * resize.shortest / shorter
+    assert seen >= 15 or resize.shortest >= min(2 * usual, 2 * shorter) - 1
+    assert "diameter" in reasons["input.resize"]
+
+
+def test_long_runs_of_detectors_follow_what_is_published() -> None:
+    long, _ = instance_rules.choose_optimizer(16, 90_000)
+    assert (long.name, long.lr, long.schedule, long.warmup_steps) == ("sgd", 0.02, "multi_step", 1000)
+    short, reasons = instance_rules.choose_optimizer(4, 600)
+    assert (short.name, short.schedule) == ("adamw", "cosine")
+    assert "600 steps" in reasons["optimizer.name"]
+
+
+def test_rare_classes_are_drawn_more_often() -> None:
+    from delineate.data.dataset import Instance, Record
+
+    def records(rare: int) -> list[Record]:
+        both = (Instance(0), Instance(1), Instance(2))
+        return [Record(str(n), Path("x"), instances=both if n < rare else both[:2]) for n in range(100)]
+
+    assert instance_rules.choose_sampling(records(40), "abc")[0] == "even"
+    sampling, threshold, reasons = instance_rules.choose_sampling(records(2), "abc")
+    assert (sampling, threshold) == ("repeat_factor", 0.1)
+    assert "'c' is in 2.00% of the pictures" in reasons["data.sampling"]
+
+
+@pytest.mark.usefixtures("untimed")
+def test_plans_of_detectors(tmp_path: Path) -> None:
+    """Every choice has a reason and the plan reads back; with more time the published way, with less memory fewer pictures."""
+    data = make_blobs_dataset(tmp_path / "data", 5, (64, 80), kind="instance", channels=3)
+    proposal = small_plan(data, model="mask_rcnn_resnet50_fpn", memory=64 << 30)
+    config = proposal.config
+    assert config.model.options == {"norm": "group"}
+    assert config.input.resize is not None
+    assert config.input.resize.shortest == 128  # twice the picture
+    assert config.augment.shortest
+    assert config.batch == 4
+    (tmp_path / "plan.yaml").write_text(proposal.to_yaml())
+    assert load_config(tmp_path / "plan.yaml") == config
+    keys = {"input.resize", "model.options.norm", "augment.shortest", "data.sampling", "batch", "optimizer.schedule", "epochs"}
+    assert keys <= set(proposal.reasons)
+    assert all("\n" not in reason for reason in proposal.reasons.values())
+    with pytest.raises(ConfigError, match="not even one picture of 128 x 160"):
+        small_plan(data, model="mask_rcnn_resnet50_fpn", memory=1 << 30)
+    with pytest.raises(DataError, match="shows no objects"):
+        small_plan(make_blobs_dataset(tmp_path / "classes", 3, 32), model="mask_rcnn_resnet50_fpn")
+
+
+@pytest.mark.usefixtures("untimed")
+def test_keypoints_are_planned_without_asking(real_data: Path) -> None:
+    file = real_data / "coco2017_mini" / "annotations" / "person_keypoints_val2017.json"
+    config = plan(open_dataset(file), path=file, device="cpu", minutes=1, memory=64 << 30).config
+    assert config.model.name == "keypoint_rcnn_resnet50_fpn"
+    assert config.model.options["num_keypoints"] == 17
+    assert not config.augment.rotate90
+
+
+def test_statistics_of_a_plan_are_those_of_its_training_pictures(tmp_path: Path) -> None:
+    """A validation picture that is different in everything changes no number."""
+    data = make_blobs_dataset(tmp_path / "data", 3, 48, val=2)
+    before = dataset_statistics(open_dataset(data), split="train")
+    for path in (data / "val").rglob("*.png"):
+        Image.fromarray(np.full((99, 70), int("masks" in str(path)), np.uint8)).save(path)
+    assert dataset_statistics(open_dataset(data), split="train") == before
+    assert dataset_statistics(open_dataset(data)) != before
+    assert before.pictures == {"train": 3, "val": 2}
 
 
 def test_values_are_shown_readably() -> None:

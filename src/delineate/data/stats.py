@@ -110,13 +110,14 @@ class DatasetStatistics:
         return table
 
 
-def dataset_statistics(dataset: Dataset, *, sample: int = 200) -> DatasetStatistics:
-    """Measure a data set; pixels are read from at most `sample` pictures, evenly spread over those that have a truth.
+def dataset_statistics(dataset: Dataset, *, sample: int = 200, split: str | None = None) -> DatasetStatistics:
+    """Measure a data set, or one split; pixels are read from at most `sample` pictures, evenly spread over those with a truth.
 
-    Sizes come from all files' headers. Pictures that cannot be read are passed over, for `check_dataset` names them; raises
-    `DataError` where none can be read.
+    Sizes come from all files' headers; `pictures` counts all splits. Pictures that cannot be read are passed over, for
+    `check_dataset` names them; raises `DataError` where none can be read.
     """
-    usable = [r for r in dataset.records if r.label_map is not None or r.instances is not None] or list(dataset.records)
+    records = dataset.records if split is None else dataset.splits[split]
+    usable = [r for r in records if r.label_map is not None or r.instances is not None] or list(records)
     pixels, labels = _Pixels(), _Labels(len(dataset.semantic_classes))
     objects = _Objects() if dataset.kind != "semantic" else None
     failure: DataError | None = None
@@ -132,7 +133,7 @@ def dataset_statistics(dataset: Dataset, *, sample: int = 200) -> DatasetStatist
             objects.add(read)
     if not pixels.means and failure is not None:
         raise failure
-    sizes = np.array([size for record in dataset.records if (size := _size(record)) is not None])
+    sizes = np.array([size for record in records if (size := _size(record)) is not None])
     return DatasetStatistics(
         kind=dataset.kind,
         classes=dataset.semantic_classes,

@@ -12,14 +12,17 @@ import torch
 
 from delineate.config import DataConfig, ModelConfig, TrainConfig
 from delineate.data.dataset import Dataset
+from delineate.data.loader import TrainingSet
 from delineate.data.open import VARIANTS, split_dataset
 from delineate.data.stats import DatasetStatistics, dataset_statistics
 from delineate.devices import Precision, pick_device, pick_precision
 from delineate.errors import ConfigError, DataError
 from delineate.train import rules
+from delineate.train.build import conventions_of
 from delineate.train.memory import available_memory
 from delineate.train.plan import Plan
 from delineate.train.probe import PatchTime, StepProbe, patch_time
+from delineate.train.task import finds_objects
 
 CPU_MINUTES = 15.0
 """Length of a training on a CPU, unless given: with planning and a report, one command and twenty minutes."""
@@ -81,31 +84,36 @@ def plan(
     """Propose model, patch, batch, augmentation, loss and schedule for `dataset` on this machine.
 
     `path`: what `dataset` was opened from (default: its folder). `device` as in `pick_device`. `minutes`: length of the
-    training (default: 15 on a CPU; on a GPU 250 epochs, however long). `model`: a name of the zoo (default: "unet"). `memory`:
-    bytes that are free on the device (default: measured). A few training steps are timed (under about 20 s); all else depends
-    on the data alone. Raises `DataError` for data without outlines or with a single picture, `ConfigError` for an unknown
-    device or model, or where no picture fits in memory.
+    training (default: 15 on a CPU; on a GPU 250 epochs, however long). `model`: a name of the zoo (default: "unet", for data of
+    keypoints "keypoint_rcnn_resnet50_fpn"). `memory`: bytes that are free on the device (default: measured). A few training
+    steps are timed (under about 20 s); all else depends on the training pictures alone. Raises `DataError` for data without
+    outlines or with a single picture, `ConfigError` for an unknown device or model, or where no picture fits in memory.
     """
     if minutes is not None and not 0 < minutes < math.inf:
         raise ConfigError(f"minutes is {minutes}; give a length above 0, such as --minutes 15")
     dataset = split_dataset(dataset)
-    statistics = dataset_statistics(dataset)
+    statistics = dataset_statistics(dataset, split="train")
+    torch_device = pick_device(device)
+    free = available_memory(torch_device) if memory is None else memory
+    machine = Machine(torch_device, pick_precision("auto", torch_device), free, _cores())
+    path, model = Path(path or dataset.root), model or ("keypoint_rcnn_resnet50_fpn" if dataset.kind == "keypoint" else "unet")
+    if finds_objects(model):
+        from delineate.train.instance_planner import plan_instances
+
+        return plan_instances(dataset, statistics, machine, path, model, minutes)
     if not statistics.class_pixels:
         raise DataError(
             f"{dataset.root}: its truth has no outlines or masks to learn from; annotate polygons or label pictures"
         )
-    torch_device = pick_device(device)
-    free = available_memory(torch_device) if memory is None else memory
-    machine = Machine(torch_device, pick_precision("auto", torch_device), free, _cores())
-    config, reasons = _choices(Path(path or dataset.root), dataset, statistics, machine, model or "unet")
+    config, reasons = _choices(path, dataset, statistics, machine, model)
     config, sized = _fit(config, statistics, machine)
     if minutes is None and not machine.fast:
         minutes = CPU_MINUTES
     config, pace, width = _choose_width(config, dataset, statistics, machine, minutes)
-    config, scheduled, notes = _schedule(config, dataset, statistics, pace, machine, minutes)
-    reasons |= sized | width | scheduled
-    ordered = {key: reasons[key] for key in _order(config) if key in reasons}
-    return Plan(config, ordered, (*dataset.notes, *_warnings(statistics), *notes))
+    config, scheduled, notes = schedule(config, statistics, pace, machine, minutes)
+    optimizer, optimized = rules.choose_optimizer(model, config.batch, config.epochs * (config.steps_per_epoch or 1))
+    config, reasons = with_changes(config, optimizer=optimizer), reasons | sized | width | optimized | scheduled
+    return Plan(config, in_order(config, reasons), (*dataset.notes, *_warnings(statistics), *notes))
 
 
 def with_steps(proposal: Plan, epochs: int, steps_per_epoch: int, reason: str) -> Plan:
@@ -113,7 +121,7 @@ def with_steps(proposal: Plan, epochs: int, steps_per_epoch: int, reason: str) -
     total = epochs * steps_per_epoch
     optimizer, reasons = rules.choose_optimizer(proposal.config.model.name, proposal.config.batch, total)
     reasons |= {"epochs": reason, "steps_per_epoch": f"{total} steps in all"}
-    config = _with(proposal.config, epochs=epochs, steps_per_epoch=steps_per_epoch, optimizer=optimizer)
+    config = with_changes(proposal.config, epochs=epochs, steps_per_epoch=steps_per_epoch, optimizer=optimizer)
     return Plan(config, {key: reasons.get(key, why) for key, why in proposal.reasons.items()})
 
 
@@ -142,7 +150,7 @@ def _choices(
     loss, why_loss = rules.choose_loss(statistics, outputs, model)
     reasons["model.name"] = "U-Net learns from few pictures" if model == "unet" else "as asked"
     config = TrainConfig(
-        data=DataConfig(path=path.resolve(), format=_format(dataset)),
+        data=DataConfig(path=path.resolve(), format=format_of(dataset)),
         input=inputs,
         model=ModelConfig(name=model, options=options, outputs=outputs),
         augment=augment,
@@ -162,7 +170,7 @@ def _fit(config: TrainConfig, statistics: DatasetStatistics, machine: Machine) -
     budget = MEMORY_SHARE * machine.memory
     patch = config.augment.patch
     while True:
-        config = _with(config, augment=config.augment.model_copy(update={"patch": patch}))
+        config = with_changes(config, augment=config.augment.model_copy(update={"patch": patch}))
         need = StepProbe(config, len(statistics.classes), machine.device, machine.precision).memory()
         fitting = need.largest_batch(budget)
         if fitting or config.model.name == "unet_original" or min(patch) <= 32:
@@ -170,19 +178,19 @@ def _fit(config: TrainConfig, statistics: DatasetStatistics, machine: Machine) -
         patch = (max(16, patch[0] // 2), max(16, patch[1] // 2))
     if not fitting:
         raise ConfigError(
-            f"not even one patch of {patch[0]} x {patch[1]} fits: a step takes {_size(need.total(1))}, "
-            f"{_size(budget)} may be used; free some memory, or choose a smaller model"
+            f"not even one patch of {patch[0]} x {patch[1]} fits: a step takes {gibibytes(need.total(1))}, "
+            f"{gibibytes(budget)} may be used; free some memory, or choose a smaller model"
         )
     wanted = _wanted_batch(config, statistics, machine)
     batch = min(wanted, fitting)
-    room = f"{_size(need.total(batch))} of the {_size(machine.memory)} that are free"
+    room = f"{gibibytes(need.total(batch))} of the {gibibytes(machine.memory)} that are free"
     why = f"{batch * patch[0] * patch[1] / 1e3:.0f} thousand pixels a step, with {room}"
     if batch < wanted:
         why = f"the most that fits: {room}"
     reasons = {"batch": why}
     if patch != rules.choose_patch(statistics, fast=machine.fast) and config.model.name != "unet_original":
-        reasons["augment.patch"] = f"larger ones do not fit in the {_size(machine.memory)} that are free"
-    return _with(config, batch=batch), reasons
+        reasons["augment.patch"] = f"larger ones do not fit in the {gibibytes(machine.memory)} that are free"
+    return with_changes(config, batch=batch), reasons
 
 
 def _wanted_batch(config: TrainConfig, statistics: DatasetStatistics, machine: Machine) -> int:
@@ -199,7 +207,8 @@ def _choose_width(
     config: TrainConfig, dataset: Dataset, statistics: DatasetStatistics, machine: Machine, minutes: float | None
 ) -> tuple[TrainConfig, Pace, rules.Reasons]:
     """Measure the pace of one or more widths of `unet`, and take the widest that still makes enough steps in the time."""
-    patches = patch_time(dataset, dataset.splits["train"], config)
+    pictures = TrainingSet(dataset, dataset.splits["train"], config, conventions_of(config), train=True)
+    patches = patch_time(pictures)
 
     def pace_of(candidate: TrainConfig) -> Pace:
         probe = StepProbe(candidate, len(statistics.classes), machine.device, machine.precision)
@@ -217,7 +226,7 @@ def _choose_width(
     chosen, why = None, ""
     for width in CPU_WIDTHS:
         options = config.model.options | {"width": width}
-        candidate = _with(config, model=config.model.model_copy(update={"options": options}))
+        candidate = with_changes(config, model=config.model.model_copy(update={"options": options}))
         pace = pace_of(candidate)
         steps = int(60 * minutes * TRAINING_SHARE / pace.seconds(config.batch))
         if chosen is None or steps >= ENOUGH_STEPS:
@@ -229,10 +238,10 @@ def _choose_width(
     return *chosen, {"model.options.width": why}
 
 
-def _schedule(
-    config: TrainConfig, dataset: Dataset, statistics: DatasetStatistics, pace: Pace, machine: Machine, minutes: float | None
+def schedule(
+    config: TrainConfig, statistics: DatasetStatistics, pace: Pace, machine: Machine, minutes: float | None
 ) -> tuple[TrainConfig, rules.Reasons, tuple[str, ...]]:
-    """Epochs and steps from the time, then what depends on their number."""
+    """Choose epochs and steps from the time; returns the config, reasons and notes."""
     train = statistics.pictures["train"]
     step = pace.seconds(config.batch)
     if minutes is None:
@@ -245,17 +254,18 @@ def _schedule(
         epochs = min(wanted, total)
         steps = total // epochs
         why = f"{minutes:g} minutes at {step:.2f} s a step and {pace.validation:.1f} s a validation on {machine.name}"
-    optimizer, reasons = rules.choose_optimizer(config.model.name, config.batch, epochs * steps)
     patches = epochs * steps * config.batch
-    reasons["epochs"] = why
-    reasons["steps_per_epoch"] = f"{epochs * steps} steps in all; each of {train} pictures is seen {patches / train:.0f} times"
+    reasons = {
+        "epochs": why,
+        "steps_per_epoch": f"{epochs * steps} steps in all; each of {train} pictures is seen {patches / train:.0f} times",
+    }
     reasons["precision"] = (
         f"{machine.name} compute bfloat16 fast" if machine.precision == "bf16" else f"{machine.name}: no fast bfloat16"
     )
     reasons["workers"] = f"{machine.cores} cores; a patch takes {1e3 * pace.patches.each:.0f} ms of one"
     seconds = epochs * (steps * step + pace.validation)
     notes = (f"about {seconds / 60:.0f} minutes on {machine.name}",)
-    return _with(config, epochs=epochs, steps_per_epoch=steps, optimizer=optimizer), reasons, notes
+    return with_changes(config, epochs=epochs, steps_per_epoch=steps), reasons, notes
 
 
 def _warnings(statistics: DatasetStatistics) -> tuple[str, ...]:
@@ -270,17 +280,18 @@ def _warnings(statistics: DatasetStatistics) -> tuple[str, ...]:
     return (f"warning: no pixel of {shown} in {statistics.sampled} pictures; a network cannot learn what it never sees",)
 
 
-def _with(config: TrainConfig, **changes: Any) -> TrainConfig:
+def with_changes(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """Return the config with other values, which are not checked."""
     return config.model_copy(update=changes)
 
 
-def _format(dataset: Dataset) -> str:
+def format_of(dataset: Dataset) -> str:
     """The format with its variant, so that the data are read again as they were read now."""
     return f"{dataset.format}:{dataset.kind}" if dataset.kind in VARIANTS.get(dataset.format, ()) else dataset.format
 
 
-def _order(config: TrainConfig) -> list[str]:
-    """Dotted keys in the order of the config."""
+def in_order(config: TrainConfig, reasons: rules.Reasons) -> rules.Reasons:
+    """Return the reasons in the order of the config's keys."""
 
     def keys(content: dict[str, Any], prefix: str) -> list[str]:
         found: list[str] = []
@@ -290,7 +301,7 @@ def _order(config: TrainConfig) -> list[str]:
                 found += keys(value, f"{prefix}{key}.")
         return found
 
-    return keys(config.model_dump(mode="json"), "")
+    return {key: reasons[key] for key in keys(config.model_dump(mode="json"), "") if key in reasons}
 
 
 def _cores() -> int:
@@ -298,5 +309,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _size(count: float) -> str:
+def gibibytes(count: float) -> str:
+    """A number of bytes as text."""
     return f"{count / 2**30:.1f} GiB"
