@@ -52,7 +52,7 @@ def test_a_training_step_is_that_of_torchvision(device: torch.device) -> None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-    x, target = torch.randn(2, 3, 41, 32, device=device).double(), torch.randint(K, (2, 41, 32), device=device)
+    x, target = torch.randn(2, 3, 25, 32, device=device).double(), torch.randint(K, (2, 25, 32), device=device)
     output, expected = ours(x), theirs(x)
     assert isinstance(output, WithAuxiliary)
     assert output.weights == (0.5,)
@@ -114,7 +114,7 @@ SMALL: dict[str, Any] = {"encoder": "resnet18", "channels": 16}
         ("fcn_resnet50", {"encoder": "resnet18", "in_channels": 1}),
     ],
 )
-def test_any_encoder_any_size_trained_fused_and_compiled(name: str, options: dict[str, Any]) -> None:
+def test_any_encoder_any_size(name: str, options: dict[str, Any]) -> None:
     model: Any = create_model(name, K, **options)
     randomize(model)
     channels = options.get("in_channels", 3)
@@ -131,7 +131,7 @@ def test_any_encoder_any_size_trained_fused_and_compiled(name: str, options: dic
     for size in ((1, 1), (33, 50)):
         x = torch.randn(2, channels, *size)
         with torch.no_grad():
-            assert_close(fused(x), model(x))
+            assert_close(fused(x), model(x), 1e-4)
     norms = [name for name, m in fused.named_modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)]
     assert all(name.startswith("auxiliary") for name in norms)
 

@@ -69,7 +69,7 @@ def test_any_encoder_any_size(options: dict[str, Any]) -> None:
     assert not any(isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d) for module in fused.modules())
     x = torch.randn(1, channels, 1, 65)
     with torch.no_grad():
-        assert_close(fused(x), model(x))
+        assert_close(fused(x), model(x), 1e-4)
 
 
 def test_a_pyramid_needs_four_sizes() -> None:
