@@ -40,6 +40,11 @@ def conv_layers(
     return nn.Sequential(*layers)
 
 
+def widen(x: Tensor) -> Tensor:
+    """Bfloat16 and float16 become float32: logits and deltas need its precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class NearestConv(nn.Module):
     """Nearest-neighbour up-sampling by two, then a 3x3 convolution, without ever making the enlarged map.
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from delineate.models.blocks import conv_layers
+from delineate.models.blocks import conv_layers, widen
 from delineate.models.norms import Norm
 from delineate.models.rpn import Proposals
 from delineate.ops import clip_boxes, decode_boxes, large_boxes, nms_fixed
@@ -92,7 +92,7 @@ class BoxHead(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (K, classes + 1) and deltas (K, 4 or 4 * classes), float32, of the features of K regions."""
         x = self.layers(features)
-        return self.classifier(x).float(), self.deltas(x).float()
+        return widen(self.classifier(x)), widen(self.deltas(x))
 
 
 def find_boxes(

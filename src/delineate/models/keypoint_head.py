@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from delineate.models.blocks import conv_layers
+from delineate.models.blocks import conv_layers, widen
 
 
 class KeypointHead(nn.Module):
@@ -28,4 +28,4 @@ class KeypointHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (K, keypoints, 4 S, 4 S), float32, of the features (K, C, S, S) of K regions."""
         coarse = self.heatmaps(self.convs(features))  # (K, keypoints, 2 S, 2 S)
-        return F.interpolate(coarse.float(), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return F.interpolate(widen(coarse), scale_factor=2.0, mode="bilinear", align_corners=False)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from delineate.models.blocks import conv_layers
+from delineate.models.blocks import conv_layers, widen
 from delineate.models.norms import Norm
 
 Activation = Literal["sigmoid", "softmax"]
@@ -73,7 +73,7 @@ class MaskHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (K, outputs, S, S), float32, of the features of K regions."""
-        return self.layers(features).float()
+        return widen(self.layers(features))
 
     def probabilities(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the probability (K, S, S) that a pixel belongs to the object, which is of the class `labels` (K,)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from delineate.losses.detection import proposal_losses
 from delineate.losses.matching import Sampler, match_boxes, sample_matches
-from delineate.models.blocks import conv_layers
+from delineate.models.blocks import conv_layers, widen
 from delineate.models.detector_conventions import DetectorConventions
 from delineate.ops import cell_anchors, clip_boxes, decode_boxes, grid_anchors, large_boxes, nms_fixed
 from delineate.ops.instances import InstanceTargets
@@ -57,7 +57,7 @@ class RPNHead(nn.Module):
         x = self.convs(features)
         logits = self.objectness(x).permute(0, 2, 3, 1)  # (B, H, W, A)
         deltas = self.deltas(x).permute(0, 2, 3, 1)  # (B, H, W, 4 A)
-        return logits.flatten(1).float(), deltas.unflatten(3, (-1, 4)).flatten(1, 3).float()
+        return widen(logits.flatten(1)), widen(deltas.unflatten(3, (-1, 4)).flatten(1, 3))
 
 
 class RPN(nn.Module):
