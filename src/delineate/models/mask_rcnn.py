@@ -19,6 +19,7 @@ from delineate.models.detector_conventions import DetectorConventions
 from delineate.models.instance import InstanceModel
 from delineate.models.keypoint_head import KeypointHead
 from delineate.models.mask_head import MaskHead
+from delineate.models.panoptic_fpn import SemanticHead, semantic_loss
 from delineate.models.regions import RegionFeatures, Regions, regions
 from delineate.models.rpn import RPN, AnchorScores, Proposals
 from delineate.ops import Keypoints, decode_keypoints
@@ -48,6 +49,7 @@ class MaskRCNN(InstanceModel):
         mask_head: MaskHead | None = None,
         keypoint_regions: RegionFeatures | None = None,
         keypoint_head: KeypointHead | None = None,
+        semantic_head: SemanticHead | None = None,
         samples: int = 512,
     ) -> None:
         super().__init__()
@@ -60,6 +62,7 @@ class MaskRCNN(InstanceModel):
         self.mask_head = mask_head
         self.keypoint_regions = keypoint_regions
         self.keypoint_head = keypoint_head
+        self.semantic_head = semantic_head
         self.positives = samples // 4
         self.sampler = partial(sample_matches, count=samples, positive_fraction=0.25)
         self.detector_conventions = conventions
@@ -101,7 +104,8 @@ class MaskRCNN(InstanceModel):
         rows = regions(found.boxes, found.valid)
         masks = self._masks(maps, rows, found.labels)
         keypoints = self._keypoints(maps, rows)
-        return Detections(*found, masks, *keypoints)
+        semantic = None if self.semantic_head is None else self.semantic_head(maps)
+        return Detections(*found, masks, *keypoints, semantic)
 
     def _masks(self, maps: Sequence[Tensor], rows: Regions, labels: Tensor) -> Tensor | None:
         """Probabilities (B, D, S, S)."""
@@ -140,6 +144,10 @@ class MaskRCNN(InstanceModel):
             losses["mask"] = self._mask_loss(read(self.mask_regions), chosen, positive, targets)
         if self.keypoint_head is not None:
             losses["keypoint"] = self._keypoint_loss(read(self.keypoint_regions), chosen, positive, targets)
+        if self.semantic_head is not None:
+            if targets.semantic is None:
+                raise ValueError("the targets have no classes of pixels, but the network finds some; train one without stuff")
+            losses["semantic"] = semantic_loss(self.semantic_head(maps), targets.semantic)
         return losses
 
     def _mask_loss(self, features: Tensor, rows: Regions, positive: SampledRegions, targets: InstanceTargets) -> Tensor:

@@ -9,6 +9,7 @@ from functools import partial
 from torch import nn
 
 from delineate.errors import ConfigError
+from delineate.models.backbones.hrnet import HRNet
 from delineate.models.backbones.named import named_encoder
 from delineate.models.backbones.resnet import ResNet
 from delineate.models.backbones.timm import TimmEncoder
@@ -20,6 +21,7 @@ from delineate.models.mask_head import Activation, FCNMasks, MaskHead, MLPMasks
 from delineate.models.mask_rcnn import MaskRCNN
 from delineate.models.norms import NORMS
 from delineate.models.options import choose
+from delineate.models.panoptic_fpn import SemanticHead
 from delineate.models.regions import Pooler, RegionFeatures
 from delineate.models.rpn import RPN, RPNHead, Selection
 from delineate.ops.roi_reference import Mode
@@ -53,17 +55,19 @@ def mask_rcnn_fpn(
     num_keypoints: int = 0,
     keypoint_convs: int = 8,
     keypoint_width: int = 512,
+    num_stuff: int = 0,
+    stuff_width: int = 128,
     pooler: str = "roi_align",
     mode: str = "auto",
     samples: int = 512,
     convention: str = "detectron2",
 ) -> MaskRCNN:
-    """Mask R-CNN with a feature pyramid: boxes, and masks and keypoints where wanted.
+    """Mask R-CNN with a feature pyramid: boxes, and masks, keypoints and the classes of pixels where wanted.
 
     Args:
         num_classes: classes of objects; there is none for the background.
         in_channels: 1 for grey pictures, 3 for RGB.
-        encoder: "resnet18" to "resnet152", "resnext101_32x8d" ..., or any network of timm with maps at 4, 8, 16 and 32.
+        encoder: "resnet18" to "resnet152", "resnext101_32x8d", "resnest50", "hrnet_w32" ..., or any network of timm with maps at 4, 8, 16 and 32.
         norm: of the encoder, "batch", "frozen", "group" or "instance"; published weights are fine-tuned with "frozen".
         norm_eps: what batch normalisation adds to the variance; 0 for torchvision's first weights.
         stride_in_1x1: where a bottleneck has its stride, as in the networks that Microsoft published.
@@ -83,6 +87,8 @@ def mask_rcnn_fpn(
         num_keypoints: of an object; 0: none are sought.
         keypoint_convs: 3x3 convolutions of the keypoint head.
         keypoint_width: their channels.
+        num_stuff: classes of what is no object, for panoptic networks; 0: none are sought.
+        stuff_width: channels of their head.
         pooler: "roi_align", "roi_warp" or "roi_pool".
         mode: "mean" or "max" of a bin's points; "auto": as published, "max" for "roi_pool".
         samples: regions of a picture from which the heads learn in a step.
@@ -124,6 +130,7 @@ def mask_rcnn_fpn(
         mask_head=mask,
         keypoint_regions=read(14) if num_keypoints else None,
         keypoint_head=keypoints,
+        semantic_head=SemanticHead(width, neck.reductions[:-1], num_stuff, width=stuff_width) if num_stuff else None,
         samples=samples,
         conventions=chosen,
     )
@@ -189,7 +196,7 @@ def mask_rcnn_c4(
 
 def _encoder(
     name: str, in_channels: int, norm: str, eps: float, stride_in_1x1: bool, frozen_stages: int, pretrained: bool
-) -> ResNet | TimmEncoder:
+) -> ResNet | HRNet | TimmEncoder:
     make_norm = choose(NORMS, norm, "norm")
     if eps != 1e-5:
         if norm not in ("batch", "frozen"):

@@ -10,12 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from delineate.data.panoptic import PanopticMap
 from delineate.devices import Precision
 from delineate.models.instance import InstanceModel
 from delineate.ops.boxes import clip_boxes
 from delineate.ops.instances import Detections
 from delineate.predict.detecting import DetectingNetwork, Prepared
 from delineate.predict.masks import BoxMasks
+from delineate.predict.panoptic import merge_panoptic, semantic_classes
 from delineate.predict.pictures import Picture
 from delineate.predict.results import Results
 
@@ -118,9 +120,19 @@ class InstancePredictor:
             masks=masks,
             keypoints=None if found.keypoints is None else self._keypoints(found, scale)[kept],
             skeleton=self.conventions.keypoints,
+            panoptic=None if masks is None else self._panoptic(entry, found, kept, masks),
+            stuff=self.conventions.stuff,
             keypoint_threshold=_DRAWN_FROM[conventions.keypoint_score],
             notes=(entry.prepared.note,) if entry.prepared.note else (),
         )
+
+    def _panoptic(self, entry: _Waiting, found: Detections, kept: Tensor, masks: BoxMasks) -> PanopticMap | None:
+        """Objects and stuff as one; None where the network knows no stuff."""
+        if found.semantic is None:
+            return None
+        height, width = entry.prepared.pixels.shape[1:]
+        semantic = semantic_classes(found.semantic, (height, width), entry.size)
+        return merge_panoptic(masks.crops(), found.scores[kept], found.labels[kept], semantic, len(self.classes))
 
     def _keypoints(self, found: Detections, scale: Tensor) -> Tensor:
         """Points (N, K, 3) as the data's annotations mean them, with the score that the network's source gives them."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from delineate.data.decode import decode_image
+from delineate.data.panoptic import PanopticMap
 from delineate.errors import ConfigError
 from delineate.predict.masks import InstanceMapMasks, Masks
 from delineate.predict.objects import Objects, extract_objects
@@ -42,6 +43,8 @@ class Results:
     masks: Masks | None = None  # N masks; None: objects were not asked for
     keypoints: Tensor | None = None  # (N, K, 3) float32 x, y, score; x, y as the annotations mean them (COCO's: whole pixels)
     skeleton: KeypointSchema | None = None  # what the keypoints are
+    panoptic: PanopticMap | None = None  # of panoptic networks; label len(classes) + s is stuff[s]
+    stuff: tuple[str, ...] = ()  # their names of what is no object
     keypoint_threshold: float = 0.0  # keypoints with a lower score are not drawn, and hidden to formats without scores
     seconds: float = 0.0  # spent on this picture
     notes: tuple[str, ...] = ()  # what was assumed about the picture

@@ -30,3 +30,8 @@ def class_names(count: int) -> tuple[str, ...]:
     """
     known = {len(names): names for names in (COCO_CLASSES, TORCHVISION_CLASSES)}
     return known.get(count) or tuple(f"class {index}" for index in range(count))
+
+
+def stuff_names(count: int) -> tuple[str, ...]:
+    """Return COCO's names of stuff where the count is COCO's, or numbered ones."""
+    return COCO_STUFF if count == len(COCO_STUFF) else tuple(f"stuff {index}" for index in range(count))

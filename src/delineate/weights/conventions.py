@@ -33,7 +33,8 @@ class Conventions:
     `classes`: K logits, softmax. `multilabel`: K logits, a sigmoid each. `border`: K logits, then one of the border between
     touching objects, softmax over K + 1. `distance`: K logits, then one map of the distance to the object's edge, 0 outside,
     1 at its deepest point. `instances`: `Detections` of K classes, none of them a background, with the keypoints of
-    `keypoints`; the picture is resized by `resize` first.
+    `keypoints`; the picture is resized by `resize` first. Panoptic networks also tell the classes `stuff`, after one that
+    stands for all objects.
     """
 
     color: Color = "rgb"
@@ -44,6 +45,7 @@ class Conventions:
     outputs: Outputs = "classes"
     resize: Resize | None = None
     keypoints: KeypointSchema | None = None
+    stuff: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:

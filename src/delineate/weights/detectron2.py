@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from delineate.skeleton import COCO_PERSON
-from delineate.weights.coco import class_names
+from delineate.weights.coco import class_names, stuff_names
 from delineate.weights.conventions import Conventions, Resize
 from delineate.weights.encoders import recognise_resnet
 from delineate.weights.importer import Imported, Importer, Rule, State, rename
@@ -30,6 +30,12 @@ def _level(match: re.Match[str]) -> str:
     """`fpn_lateral2.norm.weight` as `neck.lateral.0.1.weight`."""
     kind, level, norm, rest = match.groups()
     return f"neck.{kind}.{int(level) - 2}.{1 if norm else 0}.{rest}"
+
+
+def _semantic_layer(match: re.Match[str]) -> str:
+    """`p4.2.norm.weight`, of a convolution and an enlargement a step, as `levels.2.5.weight`, of four layers a step."""
+    level, place, norm, rest = match.groups()
+    return f"semantic_head.branch.levels.{int(level) - 2}.{2 * int(place) + (1 if norm else 0)}.{rest}"
 
 
 def _head_layer(target: str) -> Any:
@@ -58,7 +64,15 @@ RULES: list[Rule] = [
     (rf"roi_heads\.mask_head\.predictor\.{LAYER}", r"mask_head.layers.logits.\1"),
     (rf"roi_heads\.keypoint_head\.conv_fcn(\d)\.{LAYER}", lambda m: f"keypoint_head.convs.{int(m[1]) - 1}.0.{m[2]}"),
     (rf"roi_heads\.keypoint_head\.score_lowres\.{LAYER}", r"keypoint_head.heatmaps.\1"),
+    (rf"sem_seg_head\.p([2-5])\.(\d)\.(norm\.)?{LAYER}", _semantic_layer),
+    (rf"sem_seg_head\.predictor\.{LAYER}", r"semantic_head.classifier.\1"),
 ]
+MODELS = {
+    "faster": "mask_rcnn_resnet50_fpn",
+    "mask": "mask_rcnn_resnet50_fpn",
+    "keypoint": "keypoint_rcnn_resnet50_fpn",
+    "panoptic": "panoptic_fpn_resnet50",
+}
 ENCODERS = {"resnet50": "R_50", "resnet101": "R_101", "resnext101_32x8d": "X_101_32x8d"}
 
 
@@ -101,7 +115,7 @@ def convert(state: State, arch: str, num_classes: int | None, *, stride_in_1x1: 
         renamed = rename(renamed, [(r"encoder\.layer4\.(.+)", r"box_regions.trunk.\1")])
         options["masks"] = arch.startswith("mask")
     else:
-        model = "keypoint_rcnn_resnet50_fpn" if arch.startswith("keypoint") else "mask_rcnn_resnet50_fpn"
+        model = MODELS[arch.split("_")[0]]
         options |= _heads(renamed)
     classes = len(renamed["box_head.classifier.bias"]) - 1
     keypoints = options.get("num_keypoints", 0)
@@ -115,6 +129,7 @@ def convert(state: State, arch: str, num_classes: int | None, *, stride_in_1x1: 
         outputs="instances",
         resize=Resize(800, 1333, "pillow"),
         keypoints=schema,
+        stuff=stuff_names(options.get("num_stuff", 0)),
     )
     return Imported(model, classes, renamed, names, conventions, options)
 
@@ -125,7 +140,7 @@ def _heads(state: State) -> dict[str, Any]:
     def count(pattern: str) -> int:
         return sum(re.fullmatch(pattern, name) is not None for name in state)
 
-    keypoints = state.get("keypoint_head.heatmaps.bias")
+    keypoints, stuff = state.get("keypoint_head.heatmaps.bias"), state.get("semantic_head.classifier.bias")
     return {
         "masks": "mask_head.layers.logits.bias" in state,
         "head_norm": "batch" if "neck.lateral.0.1.running_var" in state else "none",
@@ -133,6 +148,7 @@ def _heads(state: State) -> dict[str, Any]:
         "box_convs": count(r"box_head\.layers\.convs\.\d\.0\.weight"),
         "box_fcs": count(r"box_head\.layers\.fcs\.\d\.weight"),
         "num_keypoints": 0 if keypoints is None else len(keypoints),
+        "num_stuff": 0 if stuff is None else len(stuff) - 1,
     }
 
 
