@@ -108,7 +108,7 @@ def test_matching_is_torchvisions(seed, counts, grid, crowds, thresholds, allow)
     boxes = random_boxes(len(counts), 40, seed=seed + 1, grid=grid)
     valid = torch.rand(len(counts), 40, generator=torch.Generator().manual_seed(seed)) < 0.8
     low, high = thresholds
-    matches = match_boxes(boxes, targets, valid=valid, low=low, high=high, allow_low_quality=allow)
+    matches = match_boxes(boxes, targets, valid=valid, low=low, high=high, allow_low_quality=allow, crowd_overlap=None)
     assert (matches.kind[~valid] == IGNORED).all()
     for b, count in enumerate(counts):
         kind, index = matches.kind[b][valid[b]], matches.object[b][valid[b]]
@@ -139,7 +139,8 @@ def test_boxes_in_crowds_are_neither_found_nor_background():
         [[[x0, y0, middle, y1], [middle, y0, 2 * x1 - middle, y1], [x1, y1, x1 + 9, y1 + 9], [x0, y0, x0, y0]]]
     )
     kinds = [match_boxes(boxes, targets, low=0.5, high=0.5, crowd_overlap=share).kind[0].tolist() for share in (None, 0.6, 0.4)]
-    assert kinds == [[0, 0, 0, 0], [-1, 0, 0, 0], [-1, -1, 0, 0]]
+    kinds.append(match_boxes(boxes, targets, low=0.5, high=0.5).kind[0].tolist())
+    assert kinds == [[0, 0, 0, 0], [-1, 0, 0, 0], [-1, -1, 0, 0], [-1, 0, 0, 0]]
 
 
 def test_boxes_that_are_not_finite_are_ignored():
@@ -161,9 +162,9 @@ def test_boxes_that_are_not_finite_are_ignored():
 def test_samples_hold_what_there_is(kinds, count, fraction):
     kind = torch.tensor(kinds, dtype=torch.int8)
     sample = sample_matches(kind, count, fraction)
-    assert sample.index.shape == sample.valid.shape == (len(kinds), count)
+    assert sample.rows.shape == sample.valid.shape == (len(kinds), count)
     for b, row in enumerate(kinds):
-        drawn = sample.index[b][sample.valid[b]].tolist()
+        drawn = sample.rows[b][sample.valid[b]].tolist()
         found = [row[i] for i in drawn]
         positives = min(row.count(1), int(count * fraction))
         assert found == [1] * positives + [0] * min(row.count(0), count - positives)
@@ -174,7 +175,7 @@ def test_samples_hold_what_there_is(kinds, count, fraction):
 def test_each_box_is_drawn_equally_often():
     kind = torch.tensor([[1, 1, 1, 0, 0, 0, 0, 0, -1]]).expand(8000, -1)
     sample = sample_matches(kind, 4, 0.5, torch.Generator().manual_seed(0))
-    often = torch.bincount(sample.index[sample.valid], minlength=9) / 8000
+    often = torch.bincount(sample.rows[sample.valid], minlength=9) / 8000
     expected = torch.tensor([2 / 3] * 3 + [2 / 5] * 5 + [0.0])
     torch.testing.assert_close(often, expected, rtol=0, atol=0.03)  # five standard deviations
 
@@ -186,7 +187,7 @@ def test_proposal_losses_are_torchvisions(counts):
     matches = match_boxes(anchors, targets, low=0.3, high=0.5, allow_low_quality=True)
     sample = sample_all(matches.kind)
     objectness, deltas = leaf(len(counts), 50), leaf(len(counts), 50, 4, seed=2)
-    chosen = torch.zeros(len(counts), 51).scatter(1, torch.where(sample.valid, sample.index, 50), 1.0)[:, :50].bool()
+    chosen = torch.zeros(len(counts), 51).scatter(1, torch.where(sample.valid, sample.rows, 50), 1.0)[:, :50].bool()
     drawn = [list(chosen & (matches.kind == kind)) for kind in (POSITIVE, NEGATIVE)]
     fake = cast(Any, SimpleNamespace(fg_bg_sampler=lambda labels: drawn))
     labels = [(k == 1).float() for k in matches.kind]

@@ -40,10 +40,10 @@ def proposal_losses(
     object, both summed over the sample. The sums are divided by the number of valid rows in the batch if `per_sample`
     (torchvision, MMDetection), or else by the number of rows (Detectron2).
     """
-    objectness, deltas = (take_rows(x, sample.index).to(compute_dtype(x)) for x in (objectness, deltas))
-    anchors = take_rows(anchors.expand(len(deltas), -1, -1), sample.index)
-    positive = sample.valid & (take_rows(matches.kind, sample.index) == POSITIVE)
-    true = take_rows(targets.boxes, take_rows(matches.object, sample.index))
+    objectness, deltas = (take_rows(x, sample.rows).to(compute_dtype(x)) for x in (objectness, deltas))
+    anchors = take_rows(anchors.expand(len(deltas), -1, -1), sample.rows)
+    positive = sample.valid & (take_rows(matches.kind, sample.rows) == POSITIVE)
+    true = take_rows(targets.boxes, take_rows(matches.object, sample.rows))
     number = sample.valid.sum().clamp(min=1) if per_sample else sample.valid.numel()
     binary = F.binary_cross_entropy_with_logits(objectness, positive.to(objectness), reduction="none")
     objectness_loss = torch.where(sample.valid, binary, 0.0).sum() / number

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delineate.ops.boxes import box_area, box_iou
+from delineate.ops.boxes import box_area
 from delineate.ops.instances import InstanceTargets
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+CROWD_OVERLAP = 0.7  # Detectron's CROWD_FILTER_THRESH
 _OBJECTS_AT_A_TIME = 16  # so that memory does not grow with the number of objects
 
 
@@ -30,7 +31,7 @@ class Matches(NamedTuple):
 class Sample(NamedTuple):
     """Rows drawn from each of B pictures, positive ones first."""
 
-    index: Tensor  # (B, S) int64, row among the picture's boxes; 0 where not valid
+    rows: Tensor  # (B, S) int64, row among the picture's boxes; 0 where not valid
     valid: Tensor  # (B, S) bool, true ones first
 
 
@@ -61,7 +62,7 @@ def match_boxes(
     low: float,
     high: float,
     allow_low_quality: bool = False,
-    crowd_overlap: float | None = None,
+    crowd_overlap: float | None = CROWD_OVERLAP,
 ) -> Matches:
     """Return the object that each box overlaps most, and by their IoU whether the box is positive, negative or ignored.
 
@@ -69,9 +70,9 @@ def match_boxes(
     as are boxes that are not finite. IoU >= `high` is positive, < `low` negative, between them ignored. With
     `allow_low_quality` the boxes that overlap an object most are positive too, whatever the IoU, and still learn from the
     object that they overlap most themselves, as in torchvision and Detectron2; an object that overlaps no box matches none,
-    where these match it with every box that overlaps nothing. Crowd rows are no objects. With `crowd_overlap` a negative box
-    that has at least this share of its own area in one of them is ignored (MMDetection's ignore_iof_thr); the others drop
-    crowds.
+    where these match it with every box that overlaps nothing. Crowd rows are no objects, and a negative box that has at
+    least the share `crowd_overlap` of its own area in one of them is ignored, as in Detectron and by MMDetection's
+    ignore_iof_thr; None: it stays negative, as in torchvision and Detectron2, which drop crowds.
 
     >>> truth = torch.tensor([[[0.0, 0, 10, 10]]])
     >>> row = torch.ones(1, 1, dtype=torch.bool)
@@ -82,23 +83,26 @@ def match_boxes(
     boxes = boxes.expand(len(targets.boxes), -1, -1)
     usable = boxes.isfinite().all(-1)  # (B, P)
     usable = usable if valid is None else usable & valid
-    best = boxes.new_full(usable.shape, -1.0)
+    best = in_crowd = boxes.new_full(usable.shape, -1.0)
     index = torch.zeros_like(usable, dtype=torch.int64)
     nearest = torch.zeros_like(usable)  # no other box overlaps some object more
     for first in range(0, targets.boxes.shape[1], _OBJECTS_AT_A_TIME):
         part = slice(first, first + _OBJECTS_AT_A_TIME)
-        proper = (targets.valid & ~targets.crowd)[:, part, None] & usable[:, None]  # (B, g, P)
-        iou = torch.where(proper, box_iou(targets.boxes[:, part], boxes), -1.0)
+        crowd = targets.crowd[:, part]
+        overlap = _overlaps(targets.boxes[:, part], boxes, crowd)  # (B, g, P)
+        overlap = torch.where(targets.valid[:, part, None] & usable[:, None], overlap, -1.0)
+        iou = torch.where(crowd[..., None], -1.0, overlap)
         value, place = iou.max(1)
         index = torch.where(value > best, place + first, index)
         best = torch.maximum(best, value)
         if allow_low_quality:
             most = iou.amax(2, keepdim=True)
             nearest |= ((iou == most) & (most > 0)).any(1)
+        in_crowd = torch.maximum(in_crowd, torch.where(crowd[..., None], overlap, -1.0).amax(1))
     positive = (best >= high) | nearest
     negative = (best < low) & ~positive
     if crowd_overlap is not None:
-        negative &= _share_in_crowds(boxes, targets) < crowd_overlap
+        negative &= in_crowd < crowd_overlap
     kind = positive.to(torch.int8) - (~positive & ~negative).to(torch.int8)
     return Matches(index, torch.where(usable, kind, IGNORED))
 
@@ -112,7 +116,7 @@ def sample_matches(kind: Tensor, count: int, positive_fraction: float, generator
     among the positive and among the negative ones.
 
     >>> sample_matches(torch.tensor([[1, -1, 0]]), 4, 0.5)
-    Sample(index=tensor([[0, 2, 0, 0]]), valid=tensor([[ True,  True, False, False]]))
+    Sample(rows=tensor([[0, 2, 0, 0]]), valid=tensor([[ True,  True, False, False]]))
     """
     chance = torch.rand(kind.shape, generator=generator, device=kind.device)
     negative = torch.where(kind == NEGATIVE, chance, -1.0)
@@ -134,18 +138,19 @@ def sample_regions(
     sampler: Sampler,
     *,
     threshold: float = 0.5,
-    crowd_overlap: float | None = None,
+    crowd_overlap: float | None = CROWD_OVERLAP,
 ) -> SampledRegions:
     """Return the regions that the heads learn from: proposals and the true boxes themselves, matched and drawn by `sampler`.
 
     `boxes` (B, P, 4) xyxy are the proposals, `valid` (B, P) which of them are any. A box is positive if its IoU with an object
-    is at least `threshold`. `sampler` takes kinds (B, P + G) and gives a `Sample`, as `sample_matches` does.
+    is at least `threshold`; for `crowd_overlap` see `match_boxes`. `sampler` takes kinds (B, P + G) and gives a `Sample`, as
+    `sample_matches` does.
     """
     true = targets.valid & ~targets.crowd & (targets.boxes[..., 2:] > targets.boxes[..., :2]).all(-1)
     boxes, valid = torch.cat([boxes.detach(), targets.boxes], 1), torch.cat([valid, true], 1)
     matches = match_boxes(boxes, targets, valid=valid, low=threshold, high=threshold, crowd_overlap=crowd_overlap)
     sample = sampler(matches.kind)
-    boxes, index, kind = (take_rows(field, sample.index) for field in (boxes, *matches))
+    boxes, index, kind = (take_rows(field, sample.rows) for field in (boxes, *matches))
     positive = sample.valid & (kind == POSITIVE)
     labels = torch.where(positive, take_rows(targets.labels, index), classes)
     return SampledRegions(boxes, sample.valid, positive, index, labels, take_rows(targets.boxes, index))
@@ -163,16 +168,12 @@ def take_rows(values: Tensor, index: Tensor) -> Tensor:
     return values[picture, index]
 
 
-def _share_in_crowds(boxes: Tensor, targets: InstanceTargets) -> Tensor:
-    """The largest share of each box's area that one crowd covers, (B, P)."""
-    share = boxes.new_zeros(boxes.shape[:2])
-    area = box_area(boxes)
-    area = torch.where(area > 0, area, 1.0)
-    for first in range(0, targets.boxes.shape[1], _OBJECTS_AT_A_TIME):
-        part = slice(first, first + _OBJECTS_AT_A_TIME)
-        crowds = targets.boxes[:, part, None]
-        low, high = torch.maximum(crowds[..., :2], boxes[:, None, :, :2]), torch.minimum(crowds[..., 2:], boxes[:, None, :, 2:])
-        covered = (high - low).clamp(min=0).prod(-1)  # (B, g, P)
-        counted = (targets.valid & targets.crowd)[:, part, None]
-        share = torch.maximum(share, torch.where(counted, covered, 0.0).amax(1) / area)
-    return share
+def _overlaps(objects: Tensor, boxes: Tensor, crowd: Tensor) -> Tensor:
+    """IoU (B, G, P) of objects (B, G, 4) and boxes (B, P, 4); for crowds (B, G) the share of the box that lies in them."""
+    low = torch.maximum(objects[:, :, None, :2], boxes[:, None, :, :2])
+    high = torch.minimum(objects[:, :, None, 2:], boxes[:, None, :, 2:])
+    width, height = (high - low).clamp(min=0).unbind(-1)
+    common, own = width * height, box_area(boxes)[:, None]
+    whole = torch.where(crowd[..., None], own, box_area(objects)[..., None] + own - common)
+    empty = whole == 0
+    return torch.where(empty, 0.0, common / (whole + empty))
