@@ -88,6 +88,10 @@ def test_a_file_of_smps_unet(tmp_path: Path) -> None:
     x = torch.randn(2, 1, 64, 96)
     with torch.no_grad():
         assert_close(ours(x), theirs.eval()(x))
+    state = theirs.state_dict()
+    del state["segmentation_head.0.bias"]
+    with pytest.raises(DataError, match=r"tensor 'segmentation_head\.0\.bias' is missing, which every unet_resnet18"):
+        import_checkpoint(save(state, tmp_path))
     dl.save_model(ours, tmp_path / "ours.safetensors", classes=ours.classes, conventions=ours.conventions)  # type: ignore[arg-type]
     with torch.no_grad():
         assert torch.equal(dl.load_model(tmp_path / "ours.safetensors")(x), ours(x))

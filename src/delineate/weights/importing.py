@@ -79,7 +79,10 @@ def import_located(
         if name not in known:
             hint = suggest(name, known) or f"; it takes {', '.join(known) or 'none'}"
             raise ConfigError(f"source '{importer.source}' has no choice '{name}'{hint}")
-    imported = importer.convert(state, arch, num_classes, **choices)
+    try:
+        imported = importer.convert(state, arch, num_classes, **choices)
+    except KeyError as error:  # of the state
+        raise DataError(f"{path}: tensor {error} is missing, which every {arch} of {importer.source} has") from error
     if num_classes not in (None, imported.num_classes):
         raise ConfigError(f"num_classes is {num_classes}, but {path} has {imported.num_classes} classes; leave it away")
     if classes is not None:

@@ -30,7 +30,7 @@ HEADS = {"head.block.4.weight": "deeplabv3", "head.conv5.4.weight": "fcn"}
 
 
 def recognise(state: State) -> Sequence[str]:
-    """For a network of PyTorch-Encoding, its head and encoder, such as "deeplabv3_resnest50"; for a classifier, `networks_on`."""
+    """Of a network of PyTorch-Encoding head and encoder, such as "deeplabv3_resnest50"; of a classifier `networks_on`."""
     encoder = recognise_resnest(state, "pretrained.")
     if encoder:
         return [f"{head}_{encoder}" for mark, head in HEADS.items() if mark in state]
