@@ -43,8 +43,8 @@ from delineate.models.mask_head import Activation, FCNMasks, MaskHead, MLPMasks
 from delineate.models.mask_rcnn import MaskRCNN
 from delineate.models.regions import Pooler, RegionFeatures
 from delineate.models.rpn import RPN, RPNHead, Selection
+from delineate.predict.detections import true_objects
 from delineate.train import train
-from delineate.train.validate_instances import true_objects
 
 RESULTS = Path(__file__).parent / "results" / "ablations.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "ablations.png"

@@ -47,8 +47,9 @@ from delineate.metrics.matches import Matches
 from delineate.models.detector_conventions import DETECTOR_CONVENTIONS
 from delineate.models.instance import InstanceModel
 from delineate.ops.instances import Detections, InstanceTargets
+from delineate.predict.detections import true_objects
 from delineate.train import train
-from delineate.train.validate_instances import NAMES, true_objects
+from delineate.train.validate_instances import NAMES
 from delineate.weights.torchvision import from_torchvision
 
 RESULTS = Path(__file__).parent / "results" / "real_instances.json"

@@ -24,13 +24,13 @@ from delineate.errors import ConfigError, DataError
 from delineate.models import create_model
 from delineate.models.instance import InstanceModel
 from delineate.predict import Predictor
+from delineate.predict.detections import true_objects
 from delineate.train import train
 from delineate.train.build import prepare_dataset
 from delineate.train.optim import build_optimizer
 from delineate.train.runfolder import results_csv
 from delineate.train.step import training_step
 from delineate.train.task import make_task
-from delineate.train.validate_instances import true_objects
 from delineate.weights import load_model, read_info
 
 TINY: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
@@ -181,7 +181,8 @@ class ResultsNumbers:
         """Add what was found in a picture; `lookup`: the data's id of each class of the network."""
         labels = lookup[results.labels.numpy()]
         found = FoundObjects(results.scores, labels, results.boxes, results.masks, results.keypoints)
-        self._scores.update(record.name, found, _true_objects(self.dataset, record))
+        truth = true_objects(self.dataset, record)
+        self._scores.update(record.name, found, replace(truth, labels=np.asarray(truth.labels) + 1))  # 0 is the background
         self._pictures.append(record.name)
 
     @property
@@ -200,14 +201,18 @@ class ResultsNumbers:
         return _named(self.iou_type, matches.scores(_in_order(draws, self._pictures, matches.images)))
 
 
-def _true_objects(dataset: Dataset, record: Record) -> TrueObjects:
+def true_objects(dataset: Dataset, record: Record) -> TrueObjects:
+    """Return the objects of a picture as COCO's numbers need them; labels are indices into `dataset.classes`."""
     size, objects = truth_size(record), record_objects(dataset, record) or ()
     codes = [None if o.segmentation is None else segmentation_rle(o.segmentation, size) for o in objects]
     boxes = [o.box if o.box is not None or code is None else rle_box(code) for o, code in zip(objects, codes, strict=True)]
+    count = 0 if dataset.keypoints is None else len(dataset.keypoints.names)
+    points = [o.keypoints if o.keypoints is not None else ((0, 0, 0),) * count for o in objects]
     return TrueObjects(
-        labels=np.array([o.label + 1 for o in objects], np.int64),
+        labels=np.array([o.label for o in objects], np.int64),
         boxes=None if None in boxes else np.array(boxes, np.float64).reshape(-1, 4),
         masks=None if None in codes else codes,
+        keypoints=np.array(points, np.float64).reshape(len(objects), count, 3) if count else None,
         crowd=np.array([o.crowd for o in objects], bool),
         areas=None if any(o.area is None for o in objects) else np.array([o.area for o in objects], np.float64),
     )

@@ -5,26 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from delineate.data.dataset import Dataset, Record
-from delineate.data.decode import image_size
-from delineate.data.objects import record_objects
-from delineate.data.raster import rle_box, segmentation_rle
-from delineate.metrics.average_precision import ApSettings, IouType
-from delineate.metrics.detection import DetectionScores, FoundObjects, TrueObjects
+from delineate.metrics.average_precision import USUAL_SIGMA, ApSettings, IouType
+from delineate.metrics.detection import DetectionScores, FoundObjects
 from delineate.models.instance import InstanceModel
+from delineate.predict.detections import true_objects
 from delineate.predict.predictor import Predictor
 from delineate.train.processes import PRECISIONS
 from delineate.weights.conventions import Conventions
 
 NAMES: dict[IouType, str] = {"segm": "mask", "bbox": "box", "keypoints": "keypoint"}
 """What COCO's kinds of IoU are called in the numbers of a run."""
-
-USUAL_SIGMA = 0.07
-"""OKS falloff of keypoints for which the data say none: the mean of COCO's 17."""
 
 
 class InstanceValidation:
@@ -87,23 +81,6 @@ class InstanceValidation:
         for other in others:
             first.merge(other)
         return first
-
-
-def true_objects(dataset: Dataset, record: Record) -> TrueObjects:
-    """Return the objects of a picture as COCO's numbers need them; labels are indices into `dataset.classes`."""
-    size, objects = record.size or image_size(record.image, record.frame), record_objects(dataset, record) or ()
-    codes = [None if o.segmentation is None else segmentation_rle(o.segmentation, size) for o in objects]
-    boxes = [o.box if o.box is not None or code is None else rle_box(code) for o, code in zip(objects, codes, strict=True)]
-    count = 0 if dataset.keypoints is None else len(dataset.keypoints.names)
-    points = [o.keypoints if o.keypoints is not None else ((0, 0, 0),) * count for o in objects]
-    return TrueObjects(
-        labels=np.array([o.label for o in objects], np.int64),
-        boxes=None if None in boxes else np.array(boxes, np.float64).reshape(-1, 4),
-        masks=None if None in codes else codes,
-        keypoints=np.array(points, np.float64).reshape(len(objects), count, 3) if count else None,
-        crowd=np.array([o.crowd for o in objects], bool),
-        areas=None if any(o.area is None for o in objects) else np.array([o.area for o in objects], np.float64),
-    )
 
 
 def _named(scores: DetectionScores) -> dict[str, float]:
