@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from delineate.errors import ConfigError, DataError, suggest
 from delineate.models.zoo import create_model
-from delineate.weights import detectron2, mmdetection, resnest, smp, timm, torchvision, torchvision_semantic
+from delineate.weights import detectron2, hmsa, hrnet, mmdetection, resnest, smp, timm, torchvision, torchvision_semantic
 from delineate.weights.files import check_tensors
 from delineate.weights.importer import Imported, Importer, State
 from delineate.weights.pickles import read_state
@@ -20,6 +20,8 @@ from delineate.weights.published import Published, locate
 
 IMPORTERS: tuple[Importer, ...] = (
     detectron2.IMPORTER,
+    hmsa.IMPORTER,
+    hrnet.IMPORTER,
     mmdetection.IMPORTER,
     resnest.IMPORTER,
     smp.IMPORTER,
