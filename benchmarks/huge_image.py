@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from skimage.data import coins
 
 import delineate as dl
 from _environment import environment
+from _memory import MEGABYTE, PeakMemory
 from delineate.data.decode import decode_labels
 from delineate.data.windows import mirrored_indices, open_image
 from delineate.files import write_json
@@ -35,34 +34,6 @@ from delineate.weights import Conventions
 
 RESULTS = Path(__file__).parent / "results"
 TILE = 512
-MEGABYTE = 1 << 20
-
-
-class PeakMemory:
-    """The largest resident memory of this process within the context, above `baseline` bytes (by default what it is now)."""
-
-    def __init__(self, baseline: int | None = None, interval: float = 0.01) -> None:
-        self.process, self.interval = psutil.Process(), interval
-        self.baseline = self.process.memory_info().rss if baseline is None else baseline
-        self.peak = 0
-        self._ended = threading.Event()
-
-    def __enter__(self) -> PeakMemory:
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    @property
-    def above(self) -> int:
-        return self.peak - self.baseline
-
-    def _watch(self) -> None:
-        while not self._ended.wait(self.interval):
-            self.peak = max(self.peak, self.process.memory_info().rss)
 
 
 def make_picture(path: Path, side: int) -> None:

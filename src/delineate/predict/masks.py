@@ -123,10 +123,7 @@ class BoxMasks:
         return self._pasted(slice(None))
 
     def crops(self) -> Iterator[Crop]:
-        for code in self.rle():
-            left, top, right, bottom = rle_boxes([code])[0].astype(int).tolist()
-            window = decode_rle([code])[0, top : max(bottom, top + 1), left : max(right, left + 1)]
-            yield Crop(left, top, window.numpy())
+        return map(crop_of, self.rle())
 
     def rle(self) -> list[Rle]:
         return paste_rle(self.probabilities, self.boxes, self.size, self.threshold, self.convention)
@@ -136,6 +133,12 @@ class BoxMasks:
 
     def _pasted(self, part: slice) -> Tensor:
         return paste_masks(self.probabilities[part], self.boxes[part], self.size, self.threshold, self.convention)
+
+
+def crop_of(code: Rle) -> Crop:
+    """Return the pixels of a run-length code within its bounding box."""
+    left, top, right, bottom = rle_boxes([code])[0].astype(int).tolist()
+    return Crop(left, top, decode_rle([code])[0, top : max(bottom, top + 1), left : max(right, left + 1)].numpy())
 
 
 def outline(crop: Crop) -> Outline:

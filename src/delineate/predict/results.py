@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from delineate.data.decode import decode_image
 from delineate.data.panoptic import PanopticMap
 from delineate.errors import ConfigError
-from delineate.predict.masks import InstanceMapMasks, Masks
+from delineate.predict.masks import InstanceMapMasks, Masks, crop_of
 from delineate.predict.objects import Objects, extract_objects
 from delineate.skeleton import KeypointSchema
 
@@ -66,10 +66,10 @@ class Results:
         if isinstance(self.masks, InstanceMapMasks):
             return torch.from_numpy(self.masks.instance_map)
         instance_map = np.zeros(self.size, np.int32)
-        rank = np.concatenate([[-np.inf], self.scores.numpy()])  # of who owns a pixel
-        for number, (left, top, mask) in enumerate(self.masks.crops(), start=1):
-            window = instance_map[top : top + mask.shape[0], left : left + mask.shape[1]]
-            window[mask & (rank[window] <= rank[number])] = number
+        codes = self.masks.rle()
+        for index in self.scores.argsort(stable=True).tolist():
+            left, top, mask = crop_of(codes[index])
+            np.copyto(instance_map[top : top + mask.shape[0], left : left + mask.shape[1]], index + 1, where=mask)
         return torch.from_numpy(instance_map)
 
     def with_objects(self, objects: Objects) -> Results:
@@ -103,13 +103,11 @@ class Results:
         if self.masks is None and self.semantic is not None:
             canvas = draw_semantic(canvas, self.semantic, classes=self.classes, alpha=alpha, background=self.background)
         else:
-            mapped = isinstance(self.masks, InstanceMapMasks)
             several = len(self.classes) - (self.background is not None) > 1
-            named = several or not mapped  # names at each of a hundred cells would hide them
+            named = several or not isinstance(self.masks, InstanceMapMasks)  # names at each of a hundred cells would hide them
             canvas = draw_instances(
                 canvas,
-                instance_map=self.instance_map if mapped else None,
-                masks=None if mapped else self.masks,
+                instance_map=self.instance_map,
                 boxes=self.boxes if named else None,
                 labels=self.labels,
                 scores=self.scores if named else None,

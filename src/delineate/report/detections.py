@@ -83,7 +83,7 @@ def plot_precision_recall(curves: Sequence[Mapping[str, Any]]) -> Figure | None:
                 axes.plot(curve["recall"], curve["precision"], color=SERIES[index % len(SERIES)], linewidth=1.6, label=label)
             axes.set(xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
             axes.set_title(KINDS[kind].capitalize())
-            axes.legend(loc="lower left", fontsize=8)
+            axes.legend(loc="best", fontsize=8)
         panels[0].set(ylabel="precision")
     return figure
 
