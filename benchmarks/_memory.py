@@ -25,6 +25,7 @@ class PeakMemory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._sample()  # what is shorter than the interval is seen too
         self._ended.set()
         self._thread.join()
 
@@ -34,4 +35,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._ended.wait(self.interval):
-            self.peak = max(self.peak, self.process.memory_info().rss)
+            self._sample()
+
+    def _sample(self) -> None:
+        self.peak = max(self.peak, self.process.memory_info().rss)

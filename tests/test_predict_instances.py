@@ -15,14 +15,19 @@ from torchvision.models.detection import roi_heads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes, resize_keypoints
 
 from _fake_detector import SKELETON, FakeDetector
+from delineate.cli import run
+from delineate.data import open_dataset
 from delineate.data.outlines import polygons_to_mask
 from delineate.errors import ConfigError
+from delineate.models import create_model
 from delineate.ops.rle import decode_rle
 from delineate.predict import Predictor, predict_folder
 from delineate.predict.masks import BoxMasks
 from delineate.predict.pictures import Picture
 from delineate.predict.resizing import network_size
+from delineate.weights import Conventions, save_model
 from delineate.weights.conventions import Resize
+from test_evaluate_instances import write_coco
 
 BOX = [0.25, 0.25, 0.75, 0.5]
 
@@ -232,3 +237,54 @@ def test_a_folder_is_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str
     content = json.loads((tmp_path / "out" / "coco.json").read_text())
     assert [c["name"] for c in content["categories"]] == ["cat", "dog"]
     assert [a["category_id"] for a in content["annotations"]] == [2, 1, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network of the zoo with masks and keypoints, and random weights by which it finds much."""
+    torch.manual_seed(0)
+    options = {
+        "encoder": "resnet18",
+        "width": 16,
+        "box_width": 32,
+        "keypoint_convs": 1,
+        "keypoint_width": 16,
+        "num_keypoints": 3,
+    }
+    model = create_model("mask_keypoint_rcnn_resnet50_fpn", 2, **options)
+    with torch.no_grad():
+        model.box_head.classifier.weight.mul_(20)  # pyright: ignore
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    conventions = Conventions(outputs="instances", resize=Resize(80, 133, "pillow"), keypoints=SKELETON)
+    save_model(model, path, classes=("cat", "dog"), conventions=conventions)
+    return path
+
+
+def test_a_network_of_the_zoo_gives_each_picture_what_it_has_alone(small_weights: Path) -> None:
+    pictures = [picture(height, width, seed=width) for height, width in ((60, 90), (90, 60), (62, 90), (60, 91), (1, 1))]
+    together = Predictor(small_weights, "cpu", "fp32", score_threshold=0.1, batch=4)(pictures)
+    alone = [Predictor(small_weights, "cpu", "fp32", score_threshold=0.1)(one) for one in pictures]
+    assert sum(map(len, alone)) > 20
+    for one, other in zip(together, alone, strict=True):
+        assert one.labels.tolist() == other.labels.tolist()
+        torch.testing.assert_close(one.boxes, other.boxes, atol=1e-3, rtol=0)
+        torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=0)
+
+
+def test_the_verbs_take_detectors(small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = write_coco(tmp_path / "data", keypoints=True)
+    out = str(tmp_path / "out")
+    formats = ["--formats", "png", "overlay", "coco", "yolo", "labelme"]
+    arguments = [str(small_weights), str(tmp_path / "data"), "--out", out, "--score-threshold", "0.1", "--device", "cpu"]
+    assert run(["predict", *arguments, *formats]) == 0
+    assert {"hide", "poses"} & set(capsys.readouterr().out.split())
+    found = open_dataset(tmp_path / "out" / "coco.json", None)
+    assert found.kind == "keypoint"
+    assert found.keypoints is not None
+    assert found.keypoints.names == SKELETON.names
+    json_file, list_file = str(tmp_path / "numbers.json"), str(tmp_path / "found.json")
+    assert run(["eval", str(small_weights), str(annotations), "--json", json_file, "--predictions", list_file]) == 0
+    numbers = json.loads(Path(json_file).read_text())["summary"]
+    assert {"segm/AP", "bbox/AP", "keypoints/AP", "objects/f1_50"} <= numbers.keys()
+    assert run(["score", list_file, str(annotations), "--sigmas", "0.07", "0.07", "0.07"]) == 0
+    assert run(["predict", *arguments, "--flips"]) == 2
