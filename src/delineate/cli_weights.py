@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +67,7 @@ def import_(
     save_model(model, out, classes=model.classes, conventions=model.conventions, extra=model.extra, licence=licence)
     if not quiet:
         imported = model.extra["imported"]
-        print(f"{imported['arch']} of {imported['source']} with {len(model.classes)} classes is {model.architecture['name']}")
+        print(f"{imported['arch']} of {imported['source']} is {model.architecture['name']}, classes: {len(model.classes)}")
         print(f"weights  {out}\ntry      delineate predict {out} PICTURES --out predictions")
 
 
@@ -88,16 +89,20 @@ def show_(file: str, *, sha256: Sha256 = None, json: JsonFile = None, quiet: Qui
 
 
 def _parse_choice(text: str) -> tuple[str, Any]:
-    """`norm_eps=0` as a name and a YAML value."""
+    """`norm_eps=0` as a name and a YAML value; YAML takes 1e-5 for a text, we do not."""
     import yaml
 
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--choice is '{text}', expected NAME=VALUE")
     try:
-        return name.strip().replace("-", "_"), yaml.safe_load(value)
+        parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--choice {text}: the value cannot be read") from error
+    if isinstance(parsed, str):
+        with suppress(ValueError):
+            parsed = float(parsed)
+    return name.strip(), parsed
 
 
 def _print_progress(done: int, total: int | None) -> None:

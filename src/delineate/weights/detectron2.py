@@ -146,6 +146,7 @@ def _heads(state: State) -> dict[str, Any]:
         "head_norm": "batch" if "neck.lateral.0.1.running_var" in state else "none",
         "rpn_convs": count(r"rpn\.head\.convs\.\d\.0\.weight"),
         "box_convs": count(r"box_head\.layers\.convs\.\d\.0\.weight"),
+        "box_width": len(state["box_head.layers.fcs.0.weight"]),
         "box_fcs": count(r"box_head\.layers\.fcs\.\d\.weight"),
         "num_keypoints": 0 if keypoints is None else len(keypoints),
         "num_stuff": 0 if stuff is None else len(stuff) - 1,

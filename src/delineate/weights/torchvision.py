@@ -82,8 +82,10 @@ def convert(state: State, arch: str, num_classes: int | None, *, norm_eps: float
     options: dict[str, Any] = {
         "encoder": recognise_resnet(state, "backbone.body."),
         "norm": "frozen" if frozen else "batch",
-        "norm_eps": 1e-5 if norm_eps is None else float(norm_eps),
+        "norm_eps": 1e-5 if norm_eps is None else norm_eps,
         "convention": "torchvision",
+        "width": len(renamed["neck.lateral.0.0.weight"]),
+        "box_width": len(renamed["box_head.layers.fcs.0.weight"]),
         **({"num_keypoints": keypoints} if keypoints else {}),
     }
     models = {"keypointrcnn": "keypoint_rcnn_resnet50_fpn", "maskrcnn": "mask_rcnn_resnet50_fpn"}
