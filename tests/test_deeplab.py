@@ -136,6 +136,34 @@ def test_any_encoder_any_size(name: str, options: dict[str, Any]) -> None:
     assert all(name.startswith("auxiliary") for name in norms)
 
 
+def test_concatenations_keep_channels_last() -> None:
+    model: Any = create_model("deeplabv3plus_resnet50", K, encoder="resnest14").eval()
+    seen: list[bool] = []
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(look)
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last))
+    assert seen
+    assert all(seen)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_without_a_graph_break(training: bool) -> None:
+    model: Any = create_model("deeplabv3plus_resnet50", K, encoder="resnest14", channels=16, auxiliary_weight=0.4)
+    model.train(training)
+    x = torch.randn(2, 3, 33, 50)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    compiled, expected = torch.compile(model, fullgraph=True, backend="eager")(x), model(x)
+    torch.testing.assert_close(compiled, expected)
+
+
 def test_wrong_options_are_refused() -> None:
     for name, options, message in [
         ("deeplabv3_resnet50", {"output_stride": 4}, "output_stride is 4, expected 8, 16 or 32"),

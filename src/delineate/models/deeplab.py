@@ -28,7 +28,7 @@ def convolution(
 
 
 class PooledContext(nn.Module):
-    """The mean of the whole map, through a 1x1 convolution, at every pixel."""
+    """The mean of the whole map, through a 1x1 convolution: (B, C, 1, 1)."""
 
     def __init__(self, in_channels: int, out_channels: int, *, norm: Norm) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class PooledContext(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = x.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
-        return normalize_pooled(self.norm, self.conv(pooled)).relu().expand(-1, -1, *x.shape[-2:])
+        return normalize_pooled(self.norm, self.conv(pooled)).relu()
 
 
 class ASPP(nn.Module):
@@ -55,8 +55,9 @@ class ASPP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        context = torch.cat([branch(x) for branch in self.branches], dim=1)  # (B, 5 C, h, w)
-        return self.dropout(self.project(context))  # (B, C, h, w)
+        *maps, pooled = [branch(x) for branch in self.branches]
+        maps.append(torch.zeros_like(maps[0]) + pooled)  # an expanded view would cost the concatenation its memory layout
+        return self.dropout(self.project(torch.cat(maps, dim=1)))  # (B, C, h, w)
 
 
 class PlusDecoder(nn.Module):
