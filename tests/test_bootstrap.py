@@ -90,8 +90,8 @@ def test_it_covers_as_often_as_it_says() -> None:
 def test_object_scores_are_resampled_too() -> None:
     sums = np.zeros((12, 10, 4))
     sums[..., 0], sums[..., 1], sums[..., 2] = rng.integers(5, 20, (12, 1)), 2, rng.integers(0, 5, (12, 1))
-    observed = float(ObjectScores.from_sums(sums.sum(0)).mean_average_precision())
-    low, high = bootstrap_interval(sums, lambda s: ObjectScores.from_sums(s).mean_average_precision())
+    observed = float(ObjectScores().with_sums(sums.sum(0)).mean_average_precision())
+    low, high = bootstrap_interval(sums, lambda s: ObjectScores().with_sums(s).mean_average_precision())
     assert low < observed < high
 
 

@@ -297,7 +297,7 @@ def test_wrong_use_is_named() -> None:
         matrix.update(np.zeros((2, 3), int), np.zeros((3, 2), int))
     with pytest.raises(DataError, match="dtype float32"):
         matrix.update(np.zeros(3, np.float32), np.zeros(3, int))
-    with pytest.raises(ValueError, match="cannot merge 3 classes"):
+    with pytest.raises(ValueError, match="cannot merge sums of num_classes 3"):
         matrix.merge(ConfusionMatrix(3))
     with pytest.raises(ValueError, match="expected int64"):
         matrix.state = torch.zeros(2, 2)

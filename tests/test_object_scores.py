@@ -158,14 +158,14 @@ def test_pictures_add_up_in_any_order_and_process() -> None:
     reduced = sum((rank.state for rank in ranks), torch.zeros(10, 4, dtype=torch.float64))
     ranks[0].merge(ranks[1])
     ranks[1].state = reduced
-    for scores in (*ranks, ObjectScores.from_sums(np.sum([picture.sums for picture in each], axis=0))):
+    for scores in (*ranks, ObjectScores().with_sums(np.sum([picture.sums for picture in each], axis=0))):
         np.testing.assert_allclose(scores.sums, whole.sums)
-    stacked = ObjectScores.from_sums(np.stack([picture.sums for picture in each]))
+    stacked = ObjectScores().with_sums(np.stack([picture.sums for picture in each]))
     np.testing.assert_array_equal(stacked.mean_average_precision(), [p.mean_average_precision() for p in each])
     with pytest.raises(ValueError, match="cannot merge"):
         whole.merge(ObjectScores((0.5,)))
     with pytest.raises(ValueError, match="expected"):
-        ObjectScores.from_sums(np.zeros((3, 4)))
+        ObjectScores().with_sums(np.zeros((3, 4)))
 
 
 def test_pictures_without_objects() -> None:

@@ -312,8 +312,8 @@ def test_sums_stream_merge_and_resample() -> None:
     np.testing.assert_allclose(halves[0].sums, whole.sums, rtol=1e-14)
     sums = np.stack([picture.sums for picture in pictures])
     np.testing.assert_allclose(sums.sum(axis=0), whole.sums)
-    np.testing.assert_allclose(whole.from_sums(sums).pq()[3], pictures[3].pq())
-    low, high = bootstrap_interval(sums, lambda s: whole.from_sums(s).mean_pq("things"))
+    np.testing.assert_allclose(whole.with_sums(sums).pq()[3], pictures[3].pq())
+    low, high = bootstrap_interval(sums, lambda s: whole.with_sums(s).mean_pq("things"))
     assert low < float(whole.mean_pq("things")) < high
     with pytest.raises(ValueError, match=r"cannot merge"):
         whole.merge(PanopticQuality(4, [1]))

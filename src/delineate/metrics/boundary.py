@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from delineate.errors import DataError
 from delineate.metrics.class_masks import Mask, as_masks, bounding_box, class_masks
 from delineate.metrics.overlap import Absent, Overlap, absent_score, nan_mean
 from delineate.metrics.packed import PackedMasks, count_bits
 from delineate.metrics.scores import Presence, Scores
+from delineate.metrics.sums import StreamingSums
 
 DILATION_RATIO = 0.02
 """Width of the boundary region as a share of the picture's diagonal, as in the paper for COCO, LVIS and Cityscapes."""
@@ -117,7 +116,7 @@ def min_boundary_iou(
     return float(overlap.iou(empty=absent_score(absent)).min())
 
 
-class BoundaryScores:
+class BoundaryScores(StreamingSums):
     """Boundary IoU of classes over pictures, from counts that stream and merge.
 
     `counts` (..., K, 2, 3) int64: for each class, of masks and of boundary regions: pixels shared, predicted and true, added up
@@ -137,20 +136,23 @@ class BoundaryScores:
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}, expected at least 1")
         self.num_classes, self.ignore_index, self.dilation_ratio = num_classes, ignore_index, dilation_ratio
-        self.counts: NDArray[Any] = np.zeros((num_classes, 2, 3), np.int64)
+        super().__init__(
+            np.zeros((num_classes, 2, 3), np.int64), {"num_classes": num_classes, "dilation_ratio": dilation_ratio}
+        )
 
     @classmethod
     def from_counts(cls, counts: NDArray[Any]) -> BoundaryScores:
         """Wrap counts (..., K, 2, 3): of all processes, of single pictures, or sums that a bootstrap draws."""
-        if counts.ndim < 3 or counts.shape[-2:] != (2, 3):
-            raise ValueError(f"counts have shape {counts.shape}, expected (..., K, 2, 3)")
-        scores = cls(counts.shape[-3])
-        scores.counts = counts
-        return scores
+        return cls(counts.shape[-3] if counts.ndim > 2 else 1).with_sums(counts)
+
+    @property
+    def counts(self) -> NDArray[Any]:
+        """The sums, which are whole numbers."""
+        return self.sums
 
     def update(self, prediction: NDArray[Any], truth: NDArray[Any]) -> BoundaryScores:
         """Add one picture and return the scores of that picture alone; maps as in `class_masks`, and its errors."""
-        picture = BoundaryScores(self.num_classes, self.ignore_index, dilation_ratio=self.dilation_ratio)
+        picture = self.with_sums(np.zeros_like(self.sums))
         for k, p, t in class_masks(prediction, truth, self.num_classes, self.ignore_index):
             picture.add_mask(k, p, t)
         self.merge(picture)
@@ -159,25 +161,7 @@ class BoundaryScores:
     def add_mask(self, class_id: int, prediction: Mask, truth: Mask) -> None:
         """Add the masks (H, W) of one class in one picture, ignored pixels taken out."""
         overlap = boundary_overlap(prediction, truth, dilation_ratio=self.dilation_ratio)
-        self.counts[class_id] += np.stack([overlap.intersection, overlap.prediction, overlap.truth], axis=-1)
-
-    def merge(self, other: BoundaryScores) -> None:
-        """Add the counts of `other`, made of other pictures or by another process."""
-        if (other.num_classes, other.dilation_ratio) != (self.num_classes, self.dilation_ratio):
-            raise ValueError(
-                f"cannot merge {other.num_classes} classes at ratio {other.dilation_ratio} "
-                f"into {self.num_classes} at {self.dilation_ratio}"
-            )
-        self.counts = self.counts + other.counts
-
-    @property
-    def state(self) -> Tensor:
-        """The counts as an int64 tensor; assign what an all-reduce (sum) of it gives to merge the processes of a run."""
-        return torch.from_numpy(self.counts)
-
-    @state.setter
-    def state(self, value: Tensor) -> None:
-        self.counts = BoundaryScores.from_counts(value.cpu().numpy()).counts
+        self.sums[class_id] += np.stack([overlap.intersection, overlap.prediction, overlap.truth], axis=-1)
 
     @property
     def overlap(self) -> Overlap[NDArray[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -38,7 +38,8 @@ class ConfusionMatrix(ClassScores):
             raise ValueError(f"num_classes is {num_classes}, expected at least 1")
         if ignore_index is not None and not 0 <= ignore_index < 1 << 16:
             raise ValueError(f"ignore_index is {ignore_index}, expected None or 0..65535")
-        super().__init__(np.zeros((num_classes, num_classes), np.int64))
+        settings = {"num_classes": num_classes, "ignore_index": ignore_index}
+        super().__init__(np.zeros((num_classes, num_classes), np.int64), settings)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
 
@@ -50,11 +51,7 @@ class ConfusionMatrix(ClassScores):
         >>> ConfusionMatrix.from_counts(per_image).pixel_accuracy()
         array([1. , 0.5])
         """
-        if counts.ndim < 2 or counts.shape[-1] != counts.shape[-2]:
-            raise ValueError(f"counts have shape {counts.shape}, expected (..., K, K)")
-        matrix = cls(counts.shape[-1], ignore_index)
-        matrix.counts = counts
-        return matrix
+        return cls(counts.shape[-1], ignore_index).with_sums(counts)
 
     def update(self, prediction: NDArray[Any] | Tensor, truth: NDArray[Any] | Tensor) -> None:
         """Add the pixels of one or more pictures: two arrays or tensors of class ids, of one shape and any integer types.
@@ -66,19 +63,10 @@ class ConfusionMatrix(ClassScores):
             raise DataError(
                 f"prediction has shape {tuple(prediction.shape)}, truth {tuple(truth.shape)}; both must be the same"
             )
-        self.counts = self.counts + _count(prediction, truth, self.num_classes, self.ignore_index)
+        self.sums = self.sums + _count(prediction, truth, self.num_classes, self.ignore_index)
 
-    def merge(self, other: ConfusionMatrix) -> None:
-        """Add the counts of `other`, made of other pictures or by another process."""
-        if (other.num_classes, other.ignore_index) != (self.num_classes, self.ignore_index):
-            raise ValueError(
-                f"cannot merge {other.num_classes} classes (ignoring {other.ignore_index}) into "
-                f"{self.num_classes} (ignoring {self.ignore_index})"
-            )
-        self.counts = self.counts + other.counts
-
-    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
-        total = ConfusionMatrix.from_counts(self.counts, self.ignore_index)
+    def __add__(self, other: Self) -> Self:
+        total = self.with_sums(self.sums)
         total.merge(other)
         return total
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from delineate.errors import DataError
 from delineate.metrics.confusion import ConfusionMatrix
 from delineate.metrics.overlap import joint_counts, nan_mean, ratio
 from delineate.metrics.scores import Scores
+from delineate.metrics.sums import StreamingSums
 
 # Mean pixels of an object, as cityscapesscripts/evaluation/evalPixelLevelSemanticLabeling.py has them.
 CITYSCAPES_SIZES = {
@@ -33,7 +31,7 @@ CITYSCAPES_CATEGORIES = {
 }
 
 
-class InstanceIoU:
+class InstanceIoU(StreamingSums):
     """iIoU = iTP / (iTP + FP + iFN): a true pixel weighs average size of its class / size of its object (Cordts et al. 2016).
 
     IoU favours large objects; here every object counts alike. Predictions need no objects, so false positives keep weight 1.
@@ -64,15 +62,8 @@ class InstanceIoU:
         self.classes, self.ignore_index = tuple(classes), ignore_index
         self._sizes = np.array([average_sizes.get(name, 0.0) for name in classes])  # (K,) 0: a class without objects
         self._members = np.array([[name in names for name in classes] for names in self.groups.values()])  # (G, K)
-        self.sums: NDArray[np.float64] = np.zeros((len(self.groups), 3))
-
-    def with_sums(self, sums: NDArray[np.float64]) -> InstanceIoU:
-        """The scores of other sums (..., G, 3): of all processes, or one set a picture."""
-        if sums.shape[-2:] != (len(self.groups), 3):
-            raise ValueError(f"sums have shape {sums.shape}, expected (..., {len(self.groups)}, 3)")
-        other = copy(self)
-        other.sums = sums
-        return other
+        settings = {"classes": self.classes, "average_sizes": dict(average_sizes), "groups": self.groups}
+        super().__init__(np.zeros((len(self.groups), 3)), settings)
 
     def update(self, prediction: NDArray[Any], truth: NDArray[Any], objects: NDArray[Any]) -> InstanceIoU:
         """Add one picture and return the scores of it alone: three integer arrays of one shape.
@@ -91,21 +82,6 @@ class InstanceIoU:
         picture = self.with_sums(np.column_stack([weighted, false_positives]).astype(np.float64))
         self.merge(picture)
         return picture
-
-    def merge(self, other: InstanceIoU) -> None:
-        """Add the sums of `other`, made of other pictures or by another process."""
-        if (self.classes, self.groups) != (other.classes, other.groups) or not np.array_equal(self._sizes, other._sizes):
-            raise ValueError("cannot merge scores of other classes, sizes or groups")
-        self.sums = self.sums + other.sums
-
-    @property
-    def state(self) -> Tensor:
-        """The sums as a float64 tensor; assign what an all-reduce (sum) of it gives to merge the processes of a run."""
-        return torch.from_numpy(self.sums)
-
-    @state.setter
-    def state(self, value: Tensor) -> None:
-        self.sums = self.with_sums(value.cpu().numpy()).sums
 
     def iou(self) -> Scores:
         """iIoU of each group, (..., G); NaN where there is nothing."""

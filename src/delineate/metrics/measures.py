@@ -76,6 +76,10 @@ class OverlapCounts(ClassScores):
     All that a confusion matrix says of classes, in 3 K numbers a picture in place of K^2.
     """
 
+    def __init__(self, counts: Array) -> None:
+        super().__init__(np.zeros(counts.shape[-2:], counts.dtype), {"num_classes": counts.shape[-1]})
+        self.sums = counts
+
     @property
     def overlap(self) -> Overlap[Array]:
         """Intersection and cardinalities of each class, (..., K)."""
@@ -196,7 +200,7 @@ class ObjectMeasure:
 
 def _object_scores(sums: Array) -> Scores:
     """Scores (...) of sums (..., C, T, 4)."""
-    return {f"objects/{name}": nan_mean(scores) for name, scores in ObjectScores.from_sums(sums).scores().items()}
+    return {f"objects/{name}": nan_mean(scores) for name, scores in ObjectScores().with_sums(sums).scores().items()}
 
 
 def _object_counts(sums: Array) -> dict[str, int]:

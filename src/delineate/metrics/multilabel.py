@@ -29,17 +29,13 @@ class MultilabelConfusion(ClassScores):
     def __init__(self, num_classes: int) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}, expected at least 1")
-        super().__init__(np.zeros((num_classes, 2, 2), np.int64))
+        super().__init__(np.zeros((num_classes, 2, 2), np.int64), {"num_classes": num_classes})
         self.num_classes = num_classes
 
     @classmethod
     def from_counts(cls, counts: NDArray[Any]) -> MultilabelConfusion:
         """Wrap counts (..., K, 2, 2) [class, truth, prediction]; any leading axes stay in the scores."""
-        if counts.ndim < 3 or counts.shape[-2:] != (2, 2):
-            raise ValueError(f"counts have shape {counts.shape}, expected (..., K, 2, 2)")
-        confusion = cls(counts.shape[-3])
-        confusion.counts = counts
-        return confusion
+        return cls(counts.shape[-3] if counts.ndim > 2 else 1).with_sums(counts)
 
     def update(self, prediction: NDArray[Any] | Tensor, truth: NDArray[Any] | Tensor) -> None:
         """Add masks (..., K, H, W), arrays or tensors of one shape; truth 0 or 1, below 0 = not counted; prediction 0 or not.
@@ -55,13 +51,7 @@ class MultilabelConfusion(ClassScores):
         p = torch.as_tensor(prediction, device=t.device) != 0
         axes = tuple(axis for axis in range(t.ndim) if axis != t.ndim - 3)
         cells = [((t < 0).logical_not() & ((t > 0.5) == bool(i)) & (p == bool(j))).sum(axes) for i in (0, 1) for j in (0, 1)]
-        self.counts = self.counts + torch.stack(cells, dim=-1).cpu().numpy().reshape(self.num_classes, 2, 2)
-
-    def merge(self, other: MultilabelConfusion) -> None:
-        """Add the counts of `other`, made of other pictures or by another process."""
-        if other.num_classes != self.num_classes:
-            raise ValueError(f"cannot merge {other.num_classes} classes into {self.num_classes}")
-        self.counts = self.counts + other.counts
+        self.sums = self.sums + torch.stack(cells, dim=-1).cpu().numpy().reshape(self.num_classes, 2, 2)
 
     @property
     def overlap(self) -> Overlap[NDArray[Any]]:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from delineate.errors import DataError
 from delineate.metrics.overlap import Absent, Overlap, absent_score, joint_counts, nan_mean, ratio
+from delineate.metrics.sums import StreamingSums
 
 THRESHOLDS: tuple[float, ...] = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
 """0.50, 0.55 ... 0.95, as in COCO and DSB 2018."""
@@ -156,11 +155,11 @@ def _assign(truth: NDArray[np.int64], prediction: NDArray[np.int64], iou: NDArra
     return np.sort(np.concatenate(kept))
 
 
-class ObjectScores:
+class ObjectScores(StreamingSums):
     """Scores of objects over pictures, at several IoU thresholds, from sums that stream and merge.
 
     `sums` (..., T, 4) float64: true positives, false positives, false negatives (whole numbers, exact to 2^53) and the sum of
-    the matched IoU, at each of T thresholds. Leading axes, one entry a picture for example, stay in the scores (`from_sums`).
+    the matched IoU, at each of T thresholds. Leading axes, one entry a picture for example, stay in the scores (`with_sums`).
     `absent` is what a score is where there is nothing to count ("nan", 0 or 1): for `average_precision` a picture without
     objects, none of which was predicted.
 
@@ -172,16 +171,7 @@ class ObjectScores:
 
     def __init__(self, thresholds: Sequence[float] = THRESHOLDS) -> None:
         self.thresholds = tuple(thresholds)
-        self.sums: NDArray[np.float64] = np.zeros((len(self.thresholds), 4))
-
-    @classmethod
-    def from_sums(cls, sums: NDArray[np.float64], thresholds: Sequence[float] = THRESHOLDS) -> ObjectScores:
-        """Wrap sums (..., T, 4): of all processes, or of single pictures, `np.stack([picture.sums, ...])`."""
-        scores = cls(thresholds)
-        if sums.shape[-2:] != scores.sums.shape:
-            raise ValueError(f"sums have shape {sums.shape}, expected (..., {len(scores.thresholds)}, 4)")
-        scores.sums = sums
-        return scores
+        super().__init__(np.zeros((len(self.thresholds), 4)), {"thresholds": self.thresholds})
 
     def update(self, prediction: NDArray[Any], truth: NDArray[Any], *, ignore: NDArray[Any] | None = None) -> ObjectScores:
         """Add one picture's instance maps (H, W), 0 = background, and return the scores of that picture alone."""
@@ -191,24 +181,9 @@ class ObjectScores:
         """Add one picture's objects, which may overlap, by the IoU of their pairs; returns the scores of that picture alone."""
         matchings = [match_objects(pairs, iou_threshold=threshold) for threshold in self.thresholds]
         rows = [[m.true_positives, m.false_positives, m.false_negatives, m.iou.sum()] for m in matchings]
-        picture = ObjectScores.from_sums(np.array(rows), self.thresholds)
+        picture = self.with_sums(np.array(rows))
         self.merge(picture)
         return picture
-
-    def merge(self, other: ObjectScores) -> None:
-        """Add the sums of `other`, made of other pictures or by another process."""
-        if self.thresholds != other.thresholds:
-            raise ValueError(f"cannot merge scores at IoU {other.thresholds} into scores at {self.thresholds}")
-        self.sums = self.sums + other.sums
-
-    @property
-    def state(self) -> Tensor:
-        """The sums as a float64 tensor; assign what an all-reduce (sum) of it gives to merge the processes of a run."""
-        return torch.from_numpy(self.sums)
-
-    @state.setter
-    def state(self, value: Tensor) -> None:
-        self.sums = ObjectScores.from_sums(value.cpu().numpy(), self.thresholds).sums
 
     @property
     def true_positives(self) -> NDArray[np.float64]:

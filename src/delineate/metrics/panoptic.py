@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
 
 from delineate.data.formats.panoptic import read_panoptic
 from delineate.data.panoptic import PanopticMap
 from delineate.errors import DataError
 from delineate.metrics.boundary import DILATION_RATIO, boundary_width
 from delineate.metrics.overlap import Overlap, joint_counts, nan_mean, ratio
+from delineate.metrics.sums import StreamingSums
 
 Group = Literal["all", "things", "stuff"]
 IouOf = Literal["mask", "boundary"]
@@ -29,11 +28,11 @@ IouOf = Literal["mask", "boundary"]
 GROUPS: tuple[Group, ...] = ("all", "things", "stuff")
 
 
-class PanopticQuality:
+class PanopticQuality(StreamingSums):
     """PQ = SQ RQ of K classes over pictures, from sums that stream and merge.
 
     `sums` (..., K, 4) float64: true positives, false positives, false negatives (whole numbers) and the sum of the matched IoU
-    of each class. Leading axes, one entry a picture for example, stay in the scores (`from_sums`).
+    of each class. Leading axes, one entry a picture for example, stay in the scores (`with_sums`).
 
     - A match: one class, IoU > 0.5, where pixels of the prediction on void do not count in the union. It is unique.
     - A true crowd is neither matched nor missed. A predicted segment without a match is dropped, not false, when more than half
@@ -58,15 +57,8 @@ class PanopticQuality:
         self.things = np.isin(np.arange(num_classes), list(things))
         self.iou: IouOf = iou
         self.dilation_ratio = dilation_ratio
-        self.sums: NDArray[np.float64] = np.zeros((num_classes, 4))
-
-    def from_sums(self, sums: NDArray[np.float64]) -> PanopticQuality:
-        """The same measure of sums (..., K, 4): of all processes, of single pictures, or of resampled ones."""
-        if sums.shape[-2:] != (len(self.things), 4):
-            raise ValueError(f"sums have shape {sums.shape}, expected (..., {len(self.things)}, 4)")
-        other = PanopticQuality(len(self.things), np.flatnonzero(self.things), iou=self.iou, dilation_ratio=self.dilation_ratio)
-        other.sums = sums
-        return other
+        settings = {"things": tuple(self.things.tolist()), "iou": iou, "dilation_ratio": dilation_ratio}
+        super().__init__(np.zeros((num_classes, 4)), settings)
 
     def update(self, prediction: PanopticMap, truth: PanopticMap) -> PanopticQuality:
         """Add one picture and return the scores of that picture alone; DataError when shapes or classes do not fit."""
@@ -81,24 +73,9 @@ class PanopticQuality:
         iou = meeting.iou
         if self.iou == "boundary":
             iou = np.minimum(iou, _boundary_iou(prediction, truth, meeting, self.dilation_ratio))
-        picture = self.from_sums(_count(prediction, truth, meeting, iou, len(self.things)))
+        picture = self.with_sums(_count(prediction, truth, meeting, iou, len(self.things)))
         self.merge(picture)
         return picture
-
-    def merge(self, other: PanopticQuality) -> None:
-        """Add the sums of `other`, made of other pictures or by another process."""
-        if not np.array_equal(self.things, other.things) or self.iou != other.iou:
-            raise ValueError("cannot merge the panoptic quality of other classes, or by another IoU")
-        self.sums = self.sums + other.sums
-
-    @property
-    def state(self) -> Tensor:
-        """The sums as a float64 tensor; assign what an all-reduce (sum) of it gives to merge the processes of a run."""
-        return torch.from_numpy(self.sums)
-
-    @state.setter
-    def state(self, value: Tensor) -> None:
-        self.sums = self.from_sums(value.cpu().numpy()).sums
 
     @property
     def true_positives(self) -> NDArray[np.float64]:
@@ -181,7 +158,7 @@ class PanopticScores:
 
     def scores(self, draws: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """The means of resampled pictures, each (R,): for `score_intervals` and `compare_scores`."""
-        return self.quality.from_sums(np.tensordot(draws, self.sums, 1)).means()
+        return self.quality.with_sums(np.tensordot(draws, self.sums, 1)).means()
 
 
 def score_panoptic_files(

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from delineate.metrics.overlap import Absent, Overlap, absent_score, nan_mean, ratio
+from delineate.metrics.sums import StreamingSums
 
 Presence = Literal["union", "gt"]
 Scores = NDArray[np.float64]
@@ -24,7 +23,7 @@ def exists(overlap: Overlap[NDArray[Any]], presence: Presence) -> NDArray[np.boo
     return (overlap.union if presence == "union" else overlap.truth) > 0
 
 
-class ClassScores(ABC):
+class ClassScores(StreamingSums, ABC):
     """Scores of K classes from integer counts, which `ConfusionMatrix` and `MultilabelConfusion` gather.
 
     Two questions that packages answer differently are arguments:
@@ -36,8 +35,10 @@ class ClassScores(ABC):
     The counts may have leading axes, one set a picture for example: scores then have them too.
     """
 
-    def __init__(self, counts: NDArray[np.int64]) -> None:
-        self.counts = counts
+    @property
+    def counts(self) -> NDArray[Any]:
+        """The sums, which are whole numbers."""
+        return self.sums
 
     @property
     @abstractmethod
@@ -52,18 +53,6 @@ class ClassScores(ABC):
     @abstractmethod
     def counted(self) -> NDArray[Any]:
         """Decisions that count for each class, (..., K), or (..., 1) where they are the same for all."""
-
-    @property
-    def state(self) -> Tensor:
-        """The counts as an int64 tensor; assign what an all-reduce (sum) of it gives to merge the processes of a run."""
-        return torch.from_numpy(self.counts)
-
-    @state.setter
-    def state(self, value: Tensor) -> None:
-        counts = value.cpu().numpy()
-        if counts.dtype != np.int64 or counts.shape != self.counts.shape:
-            raise ValueError(f"state is {counts.dtype} {counts.shape}, expected int64 {self.counts.shape}")
-        self.counts = counts
 
     def iou(self, *, absent: Absent = "nan", presence: Presence = "union") -> Scores:
         """IoU of each class, (..., K): n_cc / (sum_j n_cj + sum_i n_ic - n_cc)."""

@@ -224,7 +224,7 @@ class PanopticNumbers:
 
     def of_pictures(self) -> dict[str, Any]:
         """The numbers of each picture, (N,)."""
-        return self._named(self.found.quality.from_sums(self.found.sums).means())
+        return self._named(self.found.quality.with_sums(self.found.sums).means())
 
     def _named(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
         return {f"{self.prefix}{name}": value for name, value in numbers.items()}
