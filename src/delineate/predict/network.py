@@ -11,6 +11,7 @@ from delineate.data.intensity import normalize
 from delineate.devices import DTYPES, Precision, compiled
 from delineate.errors import ConfigError
 from delineate.models import fuse_for_inference, list_models
+from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention
 from delineate.weights import Conventions
 
 Statistics = tuple[Tensor, Tensor]
@@ -43,6 +44,12 @@ class ScoringNetwork:
         if compile:
             self.model = compiled(self.model, device)
 
+    @property
+    def several_scales(self) -> HierarchicalMultiScaleAttention | None:
+        """The network, where it fuses scales that can be predicted one by one."""
+        model = getattr(self.model, "_orig_mod", self.model)
+        return model if isinstance(model, HierarchicalMultiScaleAttention) and model.fusion != "explicit" else None
+
     def prepare(self, windows: Tensor, statistics: Statistics | None = None, factor: float = 1.0) -> Tensor:
         """Turn stored pixels (B, 1|3, h, w) into the network's input; `factor` brings them to the range it expects first.
 
@@ -59,7 +66,10 @@ class ScoringNetwork:
         Classes and border: probabilities that add up to one. Multilabel: a probability each. Distance: the probabilities of K
         classes, then the distance.
         """
-        logits = self.model(x).float()
+        return self.scores(self.model(x).float())
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Turn logits (B, K', h, w) into scores."""
         expected = self.conventions.output_channels(self.num_classes)
         if logits.shape[1] != expected:
             raise ConfigError(

@@ -23,6 +23,7 @@ from delineate.predict.network import ScoringNetwork
 from delineate.predict.objects import METHODS, Method, extract_objects
 from delineate.predict.pictures import Picture, picture_statistics, range_factor
 from delineate.predict.results import Results
+from delineate.predict.scales import predict_scales
 from delineate.predict.tiling import Strip, predict_windows
 from delineate.weights import Conventions
 
@@ -114,12 +115,15 @@ class SemanticPredictor:
             objects=objects,
             threshold=self.score_threshold,
         )
-        strips = predict_windows(
-            self.network,
+        window = self._window_for(reader.shape[1], reader.shape[2])
+        predict = partial(predict_windows, self.network, decode=decode)
+        several = self.network.several_scales
+        if several is not None and (reader.shape[1] > window[0] or reader.shape[2] > window[1]):
+            predict = partial(predict_scales, several, decode=lambda logits: decode(self.network.scores(logits[None])[0]))
+        strips = predict(
             reader,
             prepare=partial(self.network.prepare, statistics=statistics, factor=factor),
-            decode=decode,
-            window=self._window_for(reader.shape[1], reader.shape[2]),
+            window=window,
             overlap=0.0 if self.network.margin else self.overlap,
             blend="constant" if self.network.margin else "gaussian",
             flips=self.flips,

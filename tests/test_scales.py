@@ -1,0 +1,120 @@
+"""Several scales by windows and strips against the same computed whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import delineate as dl
+from delineate.data.windows import ArrayReader
+from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention, View, fuse_hierarchically, scaled_size
+from delineate.models.semantic import resize
+from delineate.predict.resampling import ScaledReader, find_taps, resize_rows
+from delineate.predict.scales import predict_scales
+from delineate.predict.tiling import predict_windows
+from delineate.weights import Conventions
+
+SIZES = st.integers(1, 40)
+
+
+@given(SIZES, SIZES, SIZES, SIZES, st.booleans(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_rows_of_a_resized_map_are_those_of_the_whole(h: int, w: int, height: int, width: int, align: bool, data: Any) -> None:
+    x = torch.randn(2, h, w)
+    start = data.draw(st.integers(0, height - 1))
+    stop = data.draw(st.integers(start + 1, height))
+    taps = find_taps(h, height, start, stop, align_corners=align)
+    found = resize_rows(x[:, taps.first : taps.end], taps.first, h, width, taps, align_corners=align)
+    torch.testing.assert_close(found, resize(x[None], (height, width), align)[0, :, start:stop], atol=1e-4, rtol=1e-4)
+
+
+@given(SIZES, SIZES, SIZES, SIZES, st.booleans(), st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_part_of_a_scaled_picture_is_that_of_the_whole(
+    h: int, w: int, height: int, width: int, align: bool, data: Any
+) -> None:
+    x = torch.randint(0, 256, (3, h, w), dtype=torch.uint8)
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    rows, columns = data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
+    found = ScaledReader(ArrayReader(x), (height, width), align_corners=align).read(top, left, rows, columns)
+    expected = resize(x[None].float(), (height, width), align)[0, :, top : top + rows, left : left + columns]
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-2, rtol=1e-4)
+
+
+def network(fusion: str, scales: tuple[float, ...]) -> Any:
+    inner: Any = dl.create_model("unet", 5, width=4, depth=3)
+    return HierarchicalMultiScaleAttention(inner, fusion=fusion, scales=scales, channels=4).eval()
+
+
+def assert_equal(found: Tensor, expected: Tensor) -> None:
+    """Equal up to rounding, and with the same labels."""
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    assert torch.equal(found.argmax(0), expected.argmax(0))
+
+
+def naive(model: Any, x: Tensor, window: int, flips: bool) -> Tensor:
+    """Each scale of the picture by windows into a map of its whole size, then the fusion of whole maps."""
+    views = []
+    for scale in model.scales[::-1]:
+        attend = model.fusion == "attention" and scale < max(model.scales)
+        scaled = resize(x[None], scaled_size(x.shape[-2:], scale))[0]
+
+        def predict(part: Tensor, attend: bool = attend) -> Tensor:
+            view = model.view(part, 1.0, attend=attend)
+            return view.logits if view.attention is None else torch.cat([view.logits, view.attention], 1)
+
+        whole = torch.cat([s.content for s in predict_windows(predict, scaled, window=window, flips=flips)], 1)[None]
+        views.append(View(scale, whole[:, :-1], whole[:, -1:]) if attend else View(scale, whole))
+    if model.fusion == "attention":
+        return fuse_hierarchically(views)[0]
+    logits = torch.stack([resize(view.logits, x.shape[-2:])[0] for view in views])
+    return logits.mean(0) if model.fusion == "average" else logits.amax(0)
+
+
+@pytest.mark.parametrize("scales", [(0.5, 1, 2), (0.25, 0.5, 1, 1.5, 2), (1,), (1, 1.5)])
+@pytest.mark.parametrize(("size", "window"), [((131, 70), 64), ((97, 201), 1000), ((1, 3), 8)])
+def test_strips_are_those_of_the_naive_way(scales: tuple[float, ...], size: tuple[int, int], window: int) -> None:
+    model, x = network("attention", scales), torch.randn(3, *size)
+    with torch.inference_mode():
+        expected = naive(model, x, window, flips=False)
+        found = torch.cat([strip.content for strip in predict_scales(model, x, window=window)], 1)
+    assert_equal(found, expected)
+    assert size == (1, 3) or len(found.argmax(0).unique()) > 1
+
+
+@pytest.mark.parametrize("fusion", ["average", "maximum", "attention"])
+def test_other_fusions_and_mirrored_views(fusion: str) -> None:
+    model, x = network(fusion, (0.5, 1, 2)), torch.randn(3, 70, 90)
+    with torch.inference_mode():
+        expected = naive(model, x, 48, flips=True)
+        found = torch.cat([strip.content for strip in predict_scales(model, x, window=48, flips=True)], 1)
+    assert_equal(found, expected)
+
+
+def test_in_one_window_it_is_the_network_itself() -> None:
+    model, x = network("attention", (0.5, 1, 2)), torch.randn(3, 100, 61)
+    with torch.inference_mode():
+        found = torch.cat([strip.content for strip in predict_scales(model, x, window=500)], 1)
+        assert_equal(found, model(x[None])[0])
+
+
+@pytest.mark.parametrize("fusion", ["attention", "explicit"])
+def test_the_predictor_takes_pictures_of_any_size(fusion: str) -> None:
+    model = network(fusion, (0.5, 1, 2))
+    model.classes, model.conventions = tuple("abcde"), Conventions()
+    pixels = torch.randint(0, 256, (3, 150, 90), dtype=torch.uint8)
+    whole = dl.Predictor(model, "cpu", "fp32")(pixels).semantic
+    windows = dl.Predictor(model, "cpu", "fp32", window=64)(pixels).semantic
+    assert whole is not None
+    assert windows is not None
+    assert windows.shape == whole.shape
+    if fusion == "attention":
+        x = (pixels / 255 - torch.tensor(Conventions().mean)[:, None, None]) / torch.tensor(Conventions().std)[:, None, None]
+        with torch.inference_mode():
+            expected = naive(model, x, 64, flips=False)
+        assert (windows == expected.argmax(0)).float().mean() > 0.9999
