@@ -45,6 +45,10 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({"epoch": 3}, r"unknown key 'epoch'; did you mean 'epochs'\?"),
+        ({"augment": {"jiter": [0.1, 2]}}, r"unknown key 'augment.jiter'; did you mean 'jitter'\?"),
+        ({"input": {"resize": {"shortst": 9}}}, r"unknown key 'input.resize.shortst'; did you mean 'shortest'\?"),
+        ({"data": {"path": "x", "sampling": "repeat"}}, "'data.sampling' is 'repeat'.*'repeat_factor'"),
+        ({"loss_weights": {"maks": 2}}, "loss_weights.maks.*'mask'"),
         ({"optimizer": {"learning_rate": 3}}, "unknown key 'optimizer.learning_rate'"),
         ({"optimizer": {"momentun": 3}}, r"'optimizer.momentun'; did you mean 'momentum'\?"),
         ({"loss": [{"name": "dice", "wieght": 2}]}, r"'loss.0.wieght'; did you mean 'weight'\?"),
@@ -143,6 +147,6 @@ def test_dump_reads_back_equal(content: dict[str, Any]) -> None:
 def test_the_configs_of_the_guide_are_configs() -> None:
     text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         build_config(yaml.safe_load(block))

@@ -109,6 +109,37 @@ def test_an_error_under_torchrun_is_said_once(data: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_detectors_share_their_validation(tmp_path: Path) -> None:
+    """Two processes, one of which sees a picture without objects: nothing hangs, and the numbers are those of one process."""
+    from lightning_fabric import Fabric
+    from PIL import Image
+
+    from delineate.train.build import prepare_dataset
+    from delineate.train.task import make_task
+
+    data = make_blobs_dataset(tmp_path / "data", 2, 48, val=3, kind="instance", channels=3)
+    empty = sorted((data / "train" / "instances").iterdir())[0]
+    Image.fromarray(torch.zeros(48, 48, dtype=torch.uint8).numpy()).save(empty)
+    options = {"encoder": "resnet18", "norm": "group", "width": 8, "box_width": 16, "mask_convs": 1, "samples": 16}
+    config = make_config(
+        data,
+        input={"resize": {"shortest": 64, "longest": 64}},
+        model={"name": "mask_rcnn_resnet50_fpn", "options": options},
+        batch=1,
+        devices=2,
+        epochs=1,
+        steps_per_epoch=2,
+    )
+    train(config, tmp_path / "run", quiet=True)
+    alone = make_task(config, prepare_dataset(config.data), fresh=True)
+    alone.model.load_state_dict(load_file(tmp_path / "run" / "weights" / "last.safetensors"))
+    numbers = alone.measure(Fabric(accelerator="cpu", devices=1))(alone.model)
+    (row,) = rows(tmp_path / "run")
+    for name in ("mask_AP", "mask_AP50", "box_AP"):
+        assert row[f"val/{name}"] == pytest.approx(numbers[name], rel=1e-4, abs=1e-9)
+
+
 def test_an_error_in_one_process_ends_all_with_its_message(data: Path, tmp_path: Path) -> None:
     """The picture is read by one of the two only; the other one waits for it."""
     broken = make_blobs_dataset(tmp_path / "broken", count=8, size=48, val=3)

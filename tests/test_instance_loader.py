@@ -120,7 +120,8 @@ class TestResize:
         assert (boxes >= 0).all()
         assert (boxes <= torch.tensor([width, height, width, height])).all()
         tight = masks_to_boxes(plain(moved.masks)) + torch.tensor([0, 0, 1, 1]) if len(boxes) else boxes
-        assert ((boxes - tight).abs() <= 1.01).all()  # to the pixel that a resampled edge falls on
+        assert (tight[:, :2] >= boxes[:, :2] - 1.01).all()  # to the pixel that a resampled edge falls on
+        assert (tight[:, 2:] <= boxes[:, 2:] + 1.01).all()
 
     def test_sizes_of_jitter_are_uniform_over_its_range(self) -> None:
         resize = RandomResize(AugmentConfig(patch=(64, 96), jitter=(0.5, 1.5)), Resize())
@@ -292,6 +293,16 @@ class TestLoader:
             assert one.names == other.names
             assert torch.equal(one.images, other.images)
             assert all(a is b or torch.equal(a, b) for a, b in zip(one.targets, other.targets, strict=True))
+
+    @pytest.mark.parametrize("color", ["gray", "rgb", "bgr"])
+    def test_grey_and_coloured_pictures_are_pasted_into_each_other(self, tmp_path: Path, color: Any) -> None:
+        path = write_coco(tmp_path, [[{}], [{}]])
+        Image.fromarray(np.full((40, 60), 9, np.uint8)).save(tmp_path / "1.png")
+        dataset = open_dataset(path)
+        config = make_config(dataset, augment={"copy_paste": 1.0}, steps_per_epoch=4)
+        conventions = replace(CONVENTIONS, color=color, mean=(0.0,), std=(1.0,))
+        for batch in make_instance_loader(InstanceSet(dataset, dataset.records, config, conventions)):
+            assert batch.images.shape[1] == conventions.channels
 
     def test_offset_of_keypoints_is_that_of_the_whole_picture(self, tmp_path: Path) -> None:
         points = {"keypoints": [6, 6, 2, 12, 8, 1], "num_keypoints": 2}

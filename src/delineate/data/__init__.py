@@ -6,11 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from delineate.data.batch import Batch
+    from delineate.data.batch import Batch, InstanceBatch
     from delineate.data.check import CheckReport, Finding, check_dataset
     from delineate.data.convert import conversion_losses, write_dataset
     from delineate.data.dataset import Dataset, Instance, LabelMap, Record
     from delineate.data.decode import decode_image, decode_labels, image_size, list_images, page_count, read_pixels
+    from delineate.data.instance_loader import InstanceSet, make_instance_loader
     from delineate.data.intensity import image_statistics, normalize, to_color
     from delineate.data.load import load_sample
     from delineate.data.loader import TrainingSet, make_loader
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from delineate.skeleton import KeypointSchema
 
 _MODULES = {
-    "batch": ("Batch",),
+    "batch": ("Batch", "InstanceBatch"),
     "check": ("CheckReport", "Finding", "check_dataset"),
     "convert": ("conversion_losses", "write_dataset"),
     "dataset": ("Dataset", "Instance", "KeypointSchema", "LabelMap", "Record"),
     "decode": ("decode_image", "decode_labels", "image_size", "list_images", "page_count", "read_pixels"),
+    "instance_loader": ("InstanceSet", "make_instance_loader"),
     "intensity": ("image_statistics", "normalize", "to_color"),
     "load": ("load_sample",),
     "loader": ("TrainingSet", "make_loader"),
@@ -55,6 +57,8 @@ __all__ = [
     "Finding",
     "ImageReader",
     "Instance",
+    "InstanceBatch",
+    "InstanceSet",
     "KeypointSchema",
     "LabelMap",
     "ObjectStatistics",
@@ -73,6 +77,7 @@ __all__ = [
     "list_images",
     "load_sample",
     "make_blobs_dataset",
+    "make_instance_loader",
     "make_loader",
     "make_shapes_dataset",
     "make_targets",

@@ -15,10 +15,10 @@ from delineate.data.copy_paste import copy_paste
 from delineate.data.dataset import Dataset, Record
 from delineate.data.decode import image_size
 from delineate.data.instance_targets import load_objects, make_instance_batch
-from delineate.data.intensity import normalize
+from delineate.data.intensity import normalize, to_color
 from delineate.data.jitter import RandomResize
 from delineate.data.load import load_sample
-from delineate.data.loader import PatchLoader, PictureSet, load_pictures
+from delineate.data.loader import PatchLoader, PictureSet, Prepared, load_pictures
 from delineate.data.sample import Sample
 from delineate.data.samplers import Draw
 from delineate.data.transforms import change_colours
@@ -66,6 +66,12 @@ class InstanceSet(PictureSet):
             return sample
         points = sample.keypoints.as_subclass(Tensor) + self.keypoint_offset
         return replace(sample, keypoints=tv_tensors.KeyPoints(points, canvas_size=sample.size))  # pyright: ignore[reportCallIssue]
+
+    def _prepare(self, sample: Sample) -> Prepared:
+        """Grey pictures among RGB ones get three channels, so that objects of any can be pasted into any."""
+        if self.conventions.color != "gray":
+            sample = replace(sample, image=tv_tensors.Image(to_color(sample.image.as_subclass(Tensor), "rgb")))
+        return super()._prepare(sample)
 
     def _drawn(self, draw: Draw) -> tuple[Tensor, Sample]:
         """A picture as the network reads it, (C, h, w), and its objects."""
