@@ -1,10 +1,11 @@
-"""Time multi-level RoIAlign on a GPU against torchvision's, forward and backward, and against what its memory can do.
+"""Time the operations on a GPU against torchvision's, RoIAlign forward and backward and against what the card's memory can do.
 
     python benchmarks/gpu_ops.py --repeats 50
 
 Ours takes bfloat16 maps, channels last. torchvision's kernels know no bfloat16: they get such maps under autocast, which
 computes in float32, and, at their best, float32 maps in their own layout. Before each timing the cache is overwritten; the
-contestants take turns, results are compared before they are timed, and medians count.
+contestants take turns, results are compared before they are timed, and medians count. Suppression, pasting, run-length codes
+and keypoints have the boxes and masks of `ops_speed.py`; what they compare with there runs on the GPU here, except pycocotools.
 
 The floor is the time in which the card's own copy moves the least that must be moved: forward the cells that points touch and
 the result, backward the result's gradient and that of all maps. The numbers go to benchmarks/results/gpu_ops.json.
@@ -21,15 +22,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import nms as torchvision_nms
 
 from _environment import environment
 from delineate.files import write_json
-from delineate.ops import multilevel_roi_align
-from delineate.ops.roi_triton import available
+from delineate.ops import decode_keypoints, encode_rle, multilevel_roi_align, nms_fixed, paste_masks, paste_rle
+from delineate.ops.triton_jit import available
+from ops_speed import PICTURE, blobs, coco_encode, scattered_boxes, texts, torchvision_paste
+from ops_speed import proposals as clustered
 
 RESULTS = Path(__file__).parent / "results" / "gpu_ops.json"
-PICTURE = 800, 1216
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 GOAL = 3  # times as fast as torchvision, forward and backward together
 Step = Callable[[], object]
@@ -165,6 +169,49 @@ def contest(maps: list[Tensor], count: int, size: int, bandwidth: float, repeats
     return report
 
 
+def suppression(repeats: int) -> dict[str, Any]:
+    boxes = clustered(4000, 20).cuda()
+    scores = torch.rand(4000, device="cuda")
+    kept = nms_fixed(boxes, scores, 0.7, 4000)
+    assert torch.equal(kept.indices[kept.valid], torchvision_nms(boxes, scores, 0.7))
+    four = boxes.expand(4, -1, -1).contiguous(), scores.expand(4, -1).contiguous()
+    steps: dict[str, Step] = {
+        "delineate": lambda: nms_fixed(boxes, scores, 0.7, 1000),
+        "delineate, four pictures at once": lambda: nms_fixed(*four, 0.7, 1000),
+        "torchvision": lambda: torchvision_nms(boxes, scores, 0.7),
+    }
+    return milliseconds(steps, repeats)
+
+
+def masks_over_boxes(repeats: int) -> dict[str, Any]:
+    """Pasting, and codes straight from the small masks: these end on the CPU, and so does what they are compared with."""
+    masks, boxes = blobs(100).cuda(), scattered_boxes(100, PICTURE, 30, 600).cuda()
+    pasted = paste_masks(masks, boxes, PICTURE)
+    assert texts(paste_rle(masks, boxes, PICTURE)) == texts(encode_rle(pasted)) == texts(coco_encode(pasted.cpu()))
+    pasting: dict[str, Step] = {
+        "delineate": lambda: paste_masks(masks, boxes, PICTURE),
+        "torchvision": lambda: torchvision_paste(masks, boxes),
+    }
+    codes: dict[str, Step] = {
+        "delineate": lambda: paste_rle(masks, boxes, PICTURE),
+        "delineate, pasted and encoded": lambda: encode_rle(paste_masks(masks, boxes, PICTURE)),
+        "torchvision and pycocotools": lambda: coco_encode(torchvision_paste(masks, boxes).cpu()),
+    }
+    return {"pasting": milliseconds(pasting, repeats), "codes": milliseconds(codes, min(repeats, 10))}
+
+
+def keypoints(repeats: int) -> dict[str, Any]:
+    heatmaps, boxes = 3 * torch.randn(100, 17, 56, 56, device="cuda"), scattered_boxes(100, PICTURE, 20, 660).cuda()
+    ours, theirs = decode_keypoints(heatmaps, boxes), heatmaps_to_keypoints(heatmaps, boxes)
+    torch.testing.assert_close(ours.logits, theirs[1], rtol=1e-4, atol=1e-4)
+    steps: dict[str, Step] = {
+        "delineate, bicubic": lambda: decode_keypoints(heatmaps, boxes),
+        "delineate, taylor": lambda: decode_keypoints(heatmaps, boxes, "taylor"),
+        "torchvision": lambda: heatmaps_to_keypoints(heatmaps, boxes),
+    }
+    return milliseconds(steps, repeats)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=50)
@@ -183,8 +230,11 @@ def main() -> None:
         "gigabytes_a_second": round(bandwidth / 1e9),
         "box_head": contest(maps, 1000, 7, bandwidth, arguments.repeats),
         "mask_head": contest(maps, 128, 14, bandwidth, arguments.repeats),
+        "suppression": suppression(arguments.repeats),
+        "masks_over_boxes": masks_over_boxes(arguments.repeats),
+        "keypoints": keypoints(arguments.repeats),
     }
-    for name in ("box_head", "mask_head"):
+    for name in ("box_head", "mask_head", "suppression", "masks_over_boxes", "keypoints"):
         print(name, report[name])
     write_json(arguments.out, report)
     print(arguments.out)

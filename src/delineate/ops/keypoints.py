@@ -71,8 +71,8 @@ def decode_keypoints(heatmaps: Tensor, boxes: Tensor, method: Peak = "bicubic") 
 
     - "bicubic": each heatmap is resized to its box (sides rounded up, at least 1 pixel) by bicubic interpolation, and the
       centre of the largest pixel is the keypoint, as in torchvision and Detectron2. The plain form gives their very numbers,
-      the native kernel those up to rounding: another pixel only where two are equally high but for rounding. On a GPU it waits
-      for the sizes of the boxes. A box that is not finite gives NaN; one of more than 2^30 pixels is a ValueError.
+      the kernels those up to rounding: another pixel only where two are equally high but for rounding. A box that is not finite
+      gives NaN; one of more than 2^30 pixels is a ValueError, and with the GPU's kernel, which waits for nothing, NaN.
     - "taylor": the largest cell, moved by one Newton step on the 3 x 3 cells around it, at most half a cell; all boxes at once,
       in fixed shapes, without waiting for the device. Of a smooth peak it is the maximum of the fitted parabola; it does not
       agree with the other method where two peaks are about equally high.
