@@ -20,6 +20,7 @@ class Regions(NamedTuple):
 
     rois: Tensor  # (K, 5) float32 index of the picture, xyxy
     rows: Tensor  # (K,) int64 slot of each row in (B * N)
+    valid: Tensor  # (K,) bool
     slots: tuple[int, int]  # B, N
 
     def take(self, values: Tensor) -> Tensor:
@@ -27,8 +28,9 @@ class Regions(NamedTuple):
         return values.flatten(0, 1)[self.rows]
 
     def spread(self, values: Tensor) -> Tensor:
-        """The inverse of `take`: (B, N, ...), zero in slots that are no row."""
+        """The inverse of `take`: (B, N, ...), zero in slots that are not valid."""
         batch, count = self.slots
+        values = torch.where(self.valid.view(-1, *[1] * (values.dim() - 1)), values, 0.0)
         empty = values.new_zeros(batch * count, *values.shape[1:])
         return empty.index_copy(0, self.rows, values).unflatten(0, (batch, count))
 
@@ -54,7 +56,7 @@ def regions(boxes: Tensor, valid: Tensor) -> Regions:
     else:
         rows = valid.flatten().nonzero()[:, 0]  # waits for the device
         rows = rows if len(rows) else rows.new_zeros(1)
-    return Regions(rois[rows], rows, (batch, count))
+    return Regions(rois[rows], rows, valid.flatten()[rows], (batch, count))
 
 
 class RegionFeatures(nn.Module):

@@ -67,7 +67,7 @@ def mask_rcnn_fpn(
     Args:
         num_classes: classes of objects; there is none for the background.
         in_channels: 1 for grey pictures, 3 for RGB.
-        encoder: "resnet18" to "resnet152", "resnext101_32x8d", "resnest50", "hrnet_w32" ..., or any network of timm with maps at 4, 8, 16 and 32.
+        encoder: "resnet50", "resnext101_32x8d", "resnest50", "hrnet_w32" ..., or timm's with maps at 4, 8, 16 and 32.
         norm: of the encoder, "batch", "frozen", "group" or "instance"; published weights are fine-tuned with "frozen".
         norm_eps: what batch normalisation adds to the variance; 0 for torchvision's first weights.
         stride_in_1x1: where a bottleneck has its stride, as in the networks that Microsoft published.

@@ -9,12 +9,16 @@ from typing import Any
 from torch import nn
 
 from delineate.errors import ConfigError
+from delineate.models.backbones.hrnet import HRNet, hrnet
 from delineate.models.backbones.resnest import resnest
 from delineate.models.backbones.resnet import ResNet, resnet
 from delineate.models.backbones.timm import TimmEncoder, load_timm_weights, timm_encoder
 from delineate.models.norms import Norm
 
-OWN_ENCODERS: dict[str, Callable[..., ResNet]] = {
+OWN_ENCODERS: dict[str, Callable[..., ResNet | HRNet]] = {
+    "hrnet_w18": partial(hrnet, 18),
+    "hrnet_w32": partial(hrnet, 32),
+    "hrnet_w48": partial(hrnet, 48),
     "resnet18": partial(resnet, 18),
     "resnet34": partial(resnet, 34),
     "resnet50": partial(resnet, 50),
@@ -47,7 +51,7 @@ def named_encoder(
     dilate: tuple[bool, bool] = (False, False),
     pretrained: bool = False,
     **options: Any,
-) -> ResNet | TimmEncoder:
+) -> ResNet | HRNet | TimmEncoder:
     """Build our own encoder `name` with its `options`, or timm's; `pretrained` starts from timm's weights of ImageNet.
 
     `dilate` tells for the last but one and the last halving of the map whether dilations take its place.
@@ -55,7 +59,9 @@ def named_encoder(
     normalisation, or with options.
     """
     if name in OWN_ENCODERS:
-        encoder = OWN_ENCODERS[name](in_channels, norm=norm, dilate=dilate, **options)
+        if any(dilate):
+            options["dilate"] = dilate
+        encoder = OWN_ENCODERS[name](in_channels, norm=norm, **options)
         if pretrained:
             load_timm_weights(encoder, TIMM_NAMES.get(name, name), in_channels)
         return encoder
