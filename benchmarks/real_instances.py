@@ -6,13 +6,15 @@ Four sets: people of Penn-Fudan (masks), COCO pictures that are learned by heart
 sportsmen of LSPET (14 keypoints, another skeleton). Both networks are a Mask or Keypoint R-CNN on a ResNet-18 with a thin
 pyramid and thin heads, so that a CPU can train them; they begin with the same weights, see the same pictures in the same order
 with the same changes, and follow the same schedule. `--networks` may add ours with torchvision's conventions. COCO's numbers of
-the last weights, with 95 % bootstrap intervals over pictures, and the paired differences go to
-benchmarks/results/real_instances.json. A run that was stopped goes on where it was; what has been measured is not run again.
+the last weights, with 95 % bootstrap intervals over pictures, the paired differences, and the CPU time of a step on one thread
+go to benchmarks/results/real_instances.json. A run that was stopped goes on where it was; what has been measured is not run
+again.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import pickle
 import time
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
@@ -49,6 +52,9 @@ from delineate.models.instance import InstanceModel
 from delineate.ops.instances import Detections, InstanceTargets
 from delineate.predict.detections import true_objects
 from delineate.train import train
+from delineate.train.optim import build_optimizer
+from delineate.train.step import training_step
+from delineate.train.task import make_task
 from delineate.train.validate_instances import NAMES
 from delineate.weights.torchvision import from_torchvision
 
@@ -185,15 +191,16 @@ class TorchvisionDetector(InstanceModel):
         return truth
 
     def _detections(self, found: list[dict[str, Tensor]]) -> Detections:
-        capacity = max(1, *(len(one["scores"]) for one in found))
+        counts = torch.tensor([len(one["scores"]) for one in found], device=found[0]["scores"].device)
+        capacity = max(1, int(counts.max()))
 
         def fill(name: str, *shape: int) -> Tensor:
-            rows = torch.zeros(len(found), capacity, *shape, dtype=found[0][name].dtype)
+            rows = found[0][name].new_zeros(len(found), capacity, *shape)
             for row, one in zip(rows, found, strict=True):
                 row[: len(one[name])] = one[name]
             return rows
 
-        valid = torch.arange(capacity) < torch.tensor([len(one["scores"]) for one in found])[:, None]
+        valid = torch.arange(capacity, device=counts.device) < counts[:, None]
         masks = fill("masks", 1, 28, 28)[:, :, 0] if self.has_masks else None
         points = fill("keypoints", self.num_keypoints, 3)[..., :2] if self.num_keypoints else None
         logits = fill("keypoints_scores", self.num_keypoints) if self.num_keypoints else None
@@ -222,7 +229,7 @@ def build_torchvision(classes: int, points: int) -> TorchvisionDetector:
     return TorchvisionDetector(network, classes, points)
 
 
-def build(convention: str | None, dataset: Dataset, points: int, seed: int) -> nn.Module:
+def build(convention: str | None, dataset: Dataset, points: int, seed: int) -> InstanceModel:
     """Return torchvision's detector, or ours with the same weights and the given conventions."""
     torch.manual_seed(seed)
     theirs = build_torchvision(len(dataset.classes), points)
@@ -232,6 +239,7 @@ def build(convention: str | None, dataset: Dataset, points: int, seed: int) -> n
     options |= {"mask_convs": MASK_CONVS, "keypoint_convs": KEYPOINT_CONVS, "keypoint_width": KEYPOINT_WIDTH}
     options |= {"convention": convention, "masks": not points, "num_keypoints": points}
     ours = dl.create_model("mask_rcnn_resnet50_fpn", len(dataset.classes), **options)
+    assert isinstance(ours, InstanceModel)
     ours.load_state_dict(from_torchvision(theirs.network.state_dict()))
     return ours
 
@@ -269,17 +277,27 @@ def run(model: nn.Module, dataset: Dataset, config: TrainConfig, out: Path) -> d
     done = out / "outcome.pkl"
     if done.exists():
         return pickle.loads(done.read_bytes())
-    start, cpu = time.perf_counter(), time.process_time()
     result = train(config, out, model=model, dataset=dataset, resume=out.exists())
-    outcome: dict[str, Any] = {
-        "train_seconds": time.perf_counter() - start,
-        "train_cpu_seconds": time.process_time() - cpu,
-    }
     model.load_state_dict(load_file(result.last))
-    outcome["matches"] = measure(model, dataset, config.device)
+    outcome = {"matches": measure(model, dataset, config.device)}
     with atomic_path(done) as temporary:
         temporary.write_bytes(pickle.dumps(outcome))
     return outcome
+
+
+def step_seconds(model: InstanceModel, dataset: Dataset, config: TrainConfig) -> float:
+    """CPU seconds of a training step on one thread, reading included: the median of five, after one that warms up."""
+    config = config.model_copy(update={"steps_per_epoch": 6, "device": "cpu"})
+    task = make_task(config, dataset, model=copy.deepcopy(model), fresh=False)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    network, optimizer = fabric.setup(task.model, build_optimizer(task.model, config.optimizer))
+    network.train()
+    times, start = [], time.process_time()
+    for batch in task.loader(rank=0, world=1):
+        training_step(fabric, network, optimizer, task.loss, [batch])
+        times.append(time.process_time() - start)
+        start = time.process_time()
+    return float(np.median(times[1:]))
 
 
 def measure(model: Any, dataset: Dataset, device: str) -> dict[str, Matches]:
@@ -316,8 +334,7 @@ def summarise(outcomes: dict[str, dict[str, Any]], pictures: int) -> dict[str, A
         report["networks"][name] = {
             "scores": {key: float(value[0]) for key, value in score(np.ones((1, pictures))).items()},
             "intervals": {key: list(interval) for key, interval in score_intervals(score, pictures).items()},
-            "train_seconds": outcome["train_seconds"],
-            "train_cpu_seconds": outcome["train_cpu_seconds"],
+            "cpu_seconds_a_step": outcome["cpu_seconds_a_step"],
         }
         if name != "torchvision" and "torchvision" in outcomes:
             theirs = partial(numbers, outcomes["torchvision"]["matches"])
@@ -353,7 +370,8 @@ def main() -> None:
             out = arguments.runs / f"{name}-{network}-{steps}-{arguments.seed}".replace(", ", "-").replace(" ", "_").replace(
                 "'", ""
             )
-            outcomes[network] = run(model, dataset, config, out)
+            seconds = step_seconds(model, dataset, config)
+            outcomes[network] = run(model, dataset, config, out) | {"cpu_seconds_a_step": seconds}
             setting = {"training_pictures": len(dataset.splits["train"]), "steps": steps, "batch": config.batch}
             setting |= {"shortest": experiment.shortest, "parameters": sum(p.numel() for p in model.parameters())}
             report["sets"][name] = setting | summarise(outcomes, len(dataset.splits["val"]))
