@@ -72,9 +72,10 @@ def test_detects_and_learns(name: str) -> None:
     assert (found.boxes <= SIZES.flip(1).repeat(1, 2)[:, None]).all()
     assert (found.scores[:, :-1] >= found.scores[:, 1:]).all()
     assert (found.masks is not None) == model.has_masks
-    if model.has_masks:
+    if found.masks is not None:
         assert found.masks.shape == ((2, 8, 14, 14) if name.endswith("c4") else (2, 8, 28, 28))
-    if model.num_keypoints:
+    assert (found.keypoints is not None) == bool(model.num_keypoints)
+    if found.keypoints is not None:
         assert found.keypoints.shape == (2, 8, model.num_keypoints, 2)
     losses = model.train()(images, SIZES, make_targets(model.num_keypoints))
     heads = {"mask"} if model.has_masks else set()

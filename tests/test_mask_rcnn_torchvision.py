@@ -95,7 +95,7 @@ def randomize(model: nn.Module, picture: Tensor) -> None:
 
 def scale_outputs(model: nn.Module, picture: Tensor, deviations: dict[str, float]) -> None:
     """Give the outputs of each of these layers the mean 0 and this standard deviation, channel by channel."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in deviations}
+    seen: dict[str, list[Any]] = {name: [] for name in deviations}
     for name in deviations:
         model.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen[name].append(out))
     with torch.no_grad():
@@ -105,9 +105,9 @@ def scale_outputs(model: nn.Module, picture: Tensor, deviations: dict[str, float
             module._forward_hooks.clear()
             values = torch.cat([out.movedim(1, -1).flatten(0, -2) for out in seen[name]])
             gain = deviation / values.std(0)
+            module.bias.copy_((module.bias - values.mean(0)) * gain)
             axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
             module.weight.mul_(gain.view([-1 if i == axis else 1 for i in range(module.weight.dim())]))
-            module.bias.copy_((module.bias - values.mean(0)) * gain)
 
 
 def build_pair(kind: str, picture: Tensor) -> tuple[Any, Any]:
@@ -223,7 +223,8 @@ def test_losses_and_gradients_are_those_of_torchvision(kind: str, pictures: list
     """Batch normalisation learns in this test; all proposals are sampled, so that their order does not count."""
     peer, model = build_pair(kind, pictures[0])
     truth = make_truth(kind)
-    peer.train(), model.train()
+    peer.train()
+    model.train()
     anchors, regions = PeerSampler(4096, 0.5), PeerSampler(512, 0.25)
     peer.rpn.fg_bg_sampler, peer.roi_heads.fg_bg_sampler = anchors, regions
     model.rpn.sampler, model.sampler = anchors.ours, regions.ours
@@ -234,8 +235,8 @@ def test_losses_and_gradients_are_those_of_torchvision(kind: str, pictures: list
     for name, value in losses.items():
         theirs = expected[LOSSES[name]].double()  # the objectness loss is float32 there
         torch.testing.assert_close(value.double(), theirs, rtol=1e-6, atol=0, msg=lambda m, name=name: f"{name}: {m}")
-    sum(expected.values()).backward()
-    sum(losses.values()).backward()
+    torch.stack([value.double() for value in expected.values()]).sum().backward()
+    torch.stack(list(losses.values())).sum().backward()
     gradients = from_torchvision({name: p.grad for name, p in peer.named_parameters()})
     for name, parameter in model.named_parameters():
         norm = gradients[name].norm().clamp(min=1e-9)  # a bias before softmax has none but by rounding

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -202,7 +203,7 @@ def _encoder(
         if norm not in ("batch", "frozen"):
             raise ConfigError(f"norm_eps is {eps}, which norm '{norm}' does not have; choose 'batch' or 'frozen'")
         make_norm = partial(make_norm, eps=eps)  # type: ignore[call-arg]
-    options = {"stride_in_1x1": True} if stride_in_1x1 else {}
+    options: dict[str, Any] = {"stride_in_1x1": True} if stride_in_1x1 else {}
     body = named_encoder(name, in_channels, norm=make_norm, pretrained=pretrained, **options)
     if frozen_stages:
         if not isinstance(body, ResNet):
