@@ -358,3 +358,10 @@ def test_weights_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "imported from torchvision: maskrcnn_resnet18_fpn" in capsys.readouterr().out
     assert run(["weights", "import", str(path), str(tmp_path / "ours.pth")]) == 2
     assert run(["weights", "import", str(path), str(out), "--choice", "norm_eps"]) == 2
+
+
+def test_the_first_detectron_is_recognised_and_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"blobs": {"res2_0_branch2a_w": np.zeros((64, 64, 1, 1), np.float32)}}, 2))
+    with pytest.raises(ConfigError, match="of the first Detectron, whose boxes count a pixel more"):
+        import_checkpoint(path)

@@ -1,6 +1,6 @@
 """What an importer is: a description of how the weights of another library become ours.
 
-To add a source, write a module beside this one with an `IMPORTER` and list it in `importing.IMPORTERS`:
+To add a source, write a module beside this one with an `IMPORTER` and list it in `importing.IMPORTERS`::
 
     def recognise(state: State) -> Sequence[str]:
         return ["toy_a"] if "toy.weight" in state else []

@@ -12,13 +12,25 @@ from torch import Tensor, nn
 
 from delineate.errors import ConfigError, DataError, suggest
 from delineate.models.zoo import create_model
-from delineate.weights import detectron2, hmsa, hrnet, mmdetection, resnest, smp, timm, torchvision, torchvision_semantic
+from delineate.weights import (
+    detectron,
+    detectron2,
+    hmsa,
+    hrnet,
+    mmdetection,
+    resnest,
+    smp,
+    timm,
+    torchvision,
+    torchvision_semantic,
+)
 from delineate.weights.files import check_tensors
 from delineate.weights.importer import Imported, Importer, State
 from delineate.weights.pickles import read_state
 from delineate.weights.published import Published, locate
 
 IMPORTERS: tuple[Importer, ...] = (
+    detectron.IMPORTER,
     detectron2.IMPORTER,
     hmsa.IMPORTER,
     hrnet.IMPORTER,
