@@ -62,9 +62,11 @@ class Level:
             self.top += self.kept.pop(0).shape[1]
         while self.top + sum(part.shape[1] for part in self.kept) < stop:
             self.kept.append(next(self.strips).content)
-        rows = self.kept[0] if len(self.kept) == 1 else torch.cat(self.kept, 1)
-        self.kept = [rows]
-        return rows[:, start - self.top : stop - self.top]
+        rows, top = [], self.top
+        for part in self.kept:
+            rows.append(part[:, max(0, start - top) : max(0, stop - top)])
+            top += part.shape[1]
+        return torch.cat(rows, 1)
 
     def taps_for(self, height: int, start: int, stop: int) -> Taps:
         """Where the rows `start` to `stop` of this level come from, when it is resized to `height`."""
