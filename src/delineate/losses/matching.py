@@ -83,22 +83,24 @@ def match_boxes(
     boxes = boxes.expand(len(targets.boxes), -1, -1)
     usable = boxes.isfinite().all(-1)  # (B, P)
     usable = usable if valid is None else usable & valid
-    best = in_crowd = boxes.new_full(usable.shape, -1.0)
+    boxes = torch.where(usable[..., None], boxes, 0.0)  # a box without area overlaps nothing
+    objects = torch.where(targets.valid[..., None], targets.boxes, 0.0)
+    best = in_crowd = boxes.new_zeros(usable.shape)
     index = torch.zeros_like(usable, dtype=torch.int64)
     nearest = torch.zeros_like(usable)  # no other box overlaps some object more
-    for first in range(0, targets.boxes.shape[1], _OBJECTS_AT_A_TIME):
+    for first in range(0, objects.shape[1], _OBJECTS_AT_A_TIME):
         part = slice(first, first + _OBJECTS_AT_A_TIME)
-        crowd = targets.crowd[:, part]
-        overlap = _overlaps(targets.boxes[:, part], boxes, crowd)  # (B, g, P)
-        overlap = torch.where(targets.valid[:, part, None] & usable[:, None], overlap, -1.0)
-        iou = torch.where(crowd[..., None], -1.0, overlap)
+        crowd = targets.crowd[:, part, None]
+        overlap = _overlaps(objects[:, part], boxes, crowd)  # (B, g, P)
+        iou = torch.where(crowd, 0.0, overlap)
         value, place = iou.max(1)
         index = torch.where(value > best, place + first, index)
         best = torch.maximum(best, value)
         if allow_low_quality:
             most = iou.amax(2, keepdim=True)
             nearest |= ((iou == most) & (most > 0)).any(1)
-        in_crowd = torch.maximum(in_crowd, torch.where(crowd[..., None], overlap, -1.0).amax(1))
+        if crowd_overlap is not None:
+            in_crowd = torch.maximum(in_crowd, torch.where(crowd, overlap, 0.0).amax(1))
     positive = (best >= high) | nearest
     negative = (best < low) & ~positive
     if crowd_overlap is not None:
@@ -169,11 +171,10 @@ def take_rows(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _overlaps(objects: Tensor, boxes: Tensor, crowd: Tensor) -> Tensor:
-    """IoU (B, G, P) of objects (B, G, 4) and boxes (B, P, 4); for crowds (B, G) the share of the box that lies in them."""
+    """IoU (B, G, P) of objects (B, G, 4) and boxes (B, P, 4); for crowds (B, G, 1) the share of the box that lies in them."""
     low = torch.maximum(objects[:, :, None, :2], boxes[:, None, :, :2])
     high = torch.minimum(objects[:, :, None, 2:], boxes[:, None, :, 2:])
     width, height = (high - low).clamp(min=0).unbind(-1)
     common, own = width * height, box_area(boxes)[:, None]
-    whole = torch.where(crowd[..., None], own, box_area(objects)[..., None] + own - common)
-    empty = whole == 0
-    return torch.where(empty, 0.0, common / (whole + empty))
+    whole = torch.where(crowd, own, box_area(objects)[..., None] + own - common)
+    return common / whole.clamp(min=1e-30)  # 0 where neither has any area
