@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,52 +12,12 @@ from delineate.cli_common import Device, Format, JsonFile, Precision, Quiet, sho
 from delineate.errors import ConfigError
 
 if TYPE_CHECKING:
+    from delineate.metrics.bootstrap import Resampling
     from delineate.metrics.families import Families
     from delineate.predict.score import ScoreOptions
 
 measures = Group("Measures", help="Numbers that are not there unless asked for.", sort_key=5)
 intervals = Group("Intervals", help="Bootstrap over pictures.", sort_key=6)
-EmScores = Annotated[
-    bool,
-    Parameter(negative="", help="V^Rand, V^Info and adapted Rand error of the segments between membranes.", group=measures),
-]
-Preset = Annotated[
-    str | None,
-    Parameter(
-        help="Mean IoU as a package defines it: cityscapes, mmseg, detectron2, hrnet, hmsa, smp or torchmetrics.",
-        group=measures,
-    ),
-]
-Boundary = Annotated[
-    bool, Parameter(negative="", help="IoU of the pixels near outlines; of panoptic files boundary PQ.", group=measures)
-]
-Surface = Annotated[
-    float | None,
-    Parameter(
-        name="--surface",
-        help="HD95 and mean distance between outlines, and normalised surface Dice (NSD) at this tolerance.",
-        group=measures,
-    ),
-]
-Spacing = Annotated[
-    list[float] | None,
-    Parameter(
-        help="Size of a pixel, rows then columns, or one number: the unit of --surface. Default: 1.",
-        negative="",
-        consume_multiple=True,
-        group=measures,
-    ),
-]
-ClDice = Annotated[
-    list[str] | None,
-    Parameter(
-        name="--cldice",
-        help="clDice of a class that is tubes, such as vessels. Repeatable.",
-        negative="",
-        consume_multiple=False,
-        group=measures,
-    ),
-]
 IouTypes = Annotated[
     list[Literal["bbox", "segm", "boundary", "keypoints"]] | None,
     Parameter(
@@ -67,14 +28,82 @@ IouTypes = Annotated[
         group=measures,
     ),
 ]
-Sigmas = Annotated[
-    list[float] | None,
-    Parameter(help="Of keypoint similarity, one a point. Default: COCO's.", negative="", consume_multiple=True, group=measures),
-]
-Confidence = Annotated[float | None, Parameter(help="Default: 0.95.", group=intervals)]
-Resamples = Annotated[int | None, Parameter(help="Default: 2000.", group=intervals)]
-BootstrapSeed = Annotated[int | None, Parameter(help="The same seed draws the same pictures. Default: 0.", group=intervals)]
 PerImage = Annotated[Path | None, Parameter(help="Also write a CSV with the numbers of each picture, one row a picture.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Flags of the families of numbers, which `eval` and `score` have."""
+
+    preset: Annotated[
+        str | None,
+        Parameter(
+            help="Mean IoU as a package defines it: cityscapes, mmseg, detectron2, hrnet, hmsa, smp or torchmetrics.",
+            group=measures,
+        ),
+    ] = None
+    boundary: Annotated[
+        bool, Parameter(negative="", help="IoU of the pixels near outlines; of panoptic files boundary PQ.", group=measures)
+    ] = False
+    surface: Annotated[
+        float | None,
+        Parameter(
+            help="HD95 and mean distance between outlines, and normalised surface Dice (NSD) at this tolerance.", group=measures
+        ),
+    ] = None
+    spacing: Annotated[
+        list[float] | None,
+        Parameter(
+            help="Size of a pixel, rows then columns, or one number: the unit of --surface. Default: 1.",
+            negative="",
+            consume_multiple=True,
+            group=measures,
+        ),
+    ] = None
+    cldice: Annotated[
+        list[str] | None,
+        Parameter(
+            help="clDice of a class that is tubes, such as vessels. Repeatable.",
+            negative="",
+            consume_multiple=False,
+            group=measures,
+        ),
+    ] = None
+    em: Annotated[
+        bool,
+        Parameter(negative="", help="V^Rand, V^Info and adapted Rand error of the segments between membranes.", group=measures),
+    ] = False
+
+    def families(self) -> Families:
+        families: Families = {
+            "preset": self.preset,
+            "boundary": self.boundary,
+            "surface": self.surface,
+            "cldice": self.cldice or (),
+            "em": self.em,
+        }
+        if self.spacing:
+            families["spacing"] = self.spacing if len(self.spacing) > 1 else self.spacing[0]
+        return families
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Flags of bootstrap intervals, which `eval` and `score` have."""
+
+    confidence: Annotated[float | None, Parameter(help="Default: 0.95.", group=intervals)] = None
+    resamples: Annotated[int | None, Parameter(help="Default: 2000.", group=intervals)] = None
+    seed: Annotated[int | None, Parameter(help="The same seed draws the same pictures. Default: 0.", group=intervals)] = None
+
+    def given(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def resampling(self) -> Resampling:
+        from delineate.metrics.bootstrap import Resampling
+
+        return Resampling(**self.given())
 
 
 def evaluate_(
@@ -90,16 +119,9 @@ def evaluate_(
     score_threshold: Annotated[
         float, Parameter(help="Objects with a lower score are left out, except in COCO's numbers.")
     ] = 0.5,
-    preset: Preset = None,
-    boundary: Boundary = False,
-    surface: Surface = None,
-    spacing: Spacing = None,
-    cldice: ClDice = None,
-    em: EmScores = False,
+    measured: Measured = Measured(),
     iou_types: IouTypes = None,
-    confidence: Confidence = None,
-    resamples: Resamples = None,
-    seed: BootstrapSeed = None,
+    drawn: Drawn = Drawn(),
     per_image: PerImage = None,
     format: Format = None,
     device: Device = None,
@@ -126,18 +148,16 @@ def evaluate_(
     if split != "all" and split not in dataset.splits:
         raise ConfigError(f"--split {split}: {data} has {', '.join(dataset.splits)}")
     records = dataset.records if split == "all" else dataset.splits[split]
-    intervals = _resampling(confidence, resamples, seed)
-    families = _families(preset, boundary, surface, spacing, cldice, em)
     evaluation = evaluate(
         predictor,
         dataset,
         records,
         split=split,
         previews=out,
-        intervals=intervals,
+        intervals=drawn.resampling(),
         iou_types=iou_types or (),
         predictions=predictions,
-        **families,
+        **measured.families(),
     )
     show(evaluation.to_json(), json, None if quiet else evaluation.print)
     if per_image is not None:
@@ -153,12 +173,7 @@ def score(
     ] = None,
     format: Format = None,
     ignore: Annotated[int, Parameter(help="Class id of pixels that do not count.")] = 255,
-    preset: Preset = None,
-    boundary: Boundary = False,
-    surface: Surface = None,
-    spacing: Spacing = None,
-    cldice: ClDice = None,
-    em: EmScores = False,
+    measured: Measured = Measured(),
     iou_types: IouTypes = [],  # noqa: B006
     sigmas: Annotated[
         list[float],
@@ -174,9 +189,7 @@ def score(
         Parameter(help="Kinds of error of detections, as TIDE defines them, and their plot as this PNG.", group=measures),
     ] = None,
     ci: Annotated[bool, Parameter(negative="", help="Add an interval to every number.", group=intervals)] = False,
-    confidence: Confidence = None,
-    resamples: Resamples = None,
-    seed: BootstrapSeed = None,
+    drawn: Drawn = Drawn(),
     per_image: PerImage = None,
     json: JsonFile = None,
     quiet: Quiet = False,
@@ -191,14 +204,13 @@ def score(
     from delineate.predict.score import compare
     from delineate.predict.score import score as score_files
 
-    drawn = confidence is not None or resamples is not None or seed is not None
     compared = truth is not None and other is not None
     truth = truth or other
     if truth is None:
         raise ConfigError("nothing to score against: give PREDICTIONS TRUTH, or A B --truth TRUTH to compare two predictions")
-    if drawn and not (ci or compared):
+    if drawn.given() and not (ci or compared):
         raise ConfigError("--confidence, --resamples and --seed are of the intervals; add --ci")
-    resampling = _resampling(confidence, resamples, seed)
+    resampling = drawn.resampling()
     options: ScoreOptions = {
         "format": format,
         "ignore": ignore,
@@ -206,7 +218,7 @@ def score(
         "sigmas": sigmas,
         "backend": backend,
         "errors": errors is not None,
-        **_families(preset, boundary, surface, spacing, cldice, em),
+        **measured.families(),
     }
     if compared and other is not None:
         if lonely := [flag for flag, value in (("--per-image", per_image), ("--errors", errors)) if value is not None]:
@@ -222,24 +234,3 @@ def score(
 
         save_png(plot_detection_errors(evaluation.errors.summary()), errors)
     return None
-
-
-def _families(
-    preset: str | None,
-    boundary: bool,
-    surface: float | None,
-    spacing: list[float] | None,
-    cldice: list[str] | None,
-    em: bool,
-) -> Families:
-    families: Families = {"preset": preset, "boundary": boundary, "surface": surface, "cldice": cldice or (), "em": em}
-    if spacing:
-        families["spacing"] = spacing if len(spacing) > 1 else spacing[0]
-    return families
-
-
-def _resampling(confidence: float | None, resamples: int | None, seed: int | None) -> Any:
-    from delineate.metrics.bootstrap import Resampling
-
-    given = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    return Resampling(**{name: value for name, value in given.items() if value is not None})
