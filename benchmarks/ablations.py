@@ -202,12 +202,13 @@ def measure(model: MaskRCNN, dataset: Dataset) -> dict[str, Any]:
     return {"matches": matches, "cpu_seconds_a_picture": seconds / len(dataset.splits["val"])}
 
 
+OUTCOME = "outcome.pkl"
 Outcome = dict[str, Any]  # what `measure` returns, and the seconds of the training
 
 
 def run(variant: Variant, dataset: Dataset, config: TrainConfig, width: int, out: Path) -> Outcome:
     """Train and measure one variant, or read what came of it before."""
-    done = out / "outcome.pkl"
+    done = out / OUTCOME
     if done.exists():
         return pickle.loads(done.read_bytes())
     torch.manual_seed(config.seed)
@@ -251,8 +252,10 @@ def summarise(outcomes: dict[str, list[Outcome]], pictures: int) -> dict[str, An
     comparisons = []
     for a, b, table, paper in COMPARISONS:
         if a in outcomes and b in outcomes:
-            compared = compare_scores(partial(mean_scores, outcomes[a]), partial(mean_scores, outcomes[b]), pictures)
-            row = {"a": a, "b": b, "where": table, "difference_in_the_paper": paper}
+            seeds = min(len(outcomes[a]), len(outcomes[b]))
+            of_a, of_b = (partial(mean_scores, outcomes[name][:seeds]) for name in (a, b))
+            compared = compare_scores(of_a, of_b, pictures)
+            row = {"a": a, "b": b, "seeds": seeds, "where": table, "difference_in_the_paper": paper}
             comparisons.append(row | {key: compared[key]._asdict() for key in ("mask_AP", "mask_AP75", "box_AP")})
     return {"pictures": pictures, "variants": variants, "comparisons": comparisons}
 
@@ -287,6 +290,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--width", type=int, default=16, help="channels of the stem, 64 in ResNet-18 (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--finished", action="store_true", help="train nothing: report what has run before")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -301,6 +305,8 @@ def main() -> None:
                     continue
                 config = config_of(dataset, SIDES[name], seed, arguments.steps)
                 out = arguments.runs / f"{name}-{variant.name.replace(', ', '-').replace(' ', '-')}-{seed}"
+                if arguments.finished and not (out / OUTCOME).exists():
+                    continue
                 outcome = run(variant, dataset, config, arguments.width, out)
                 outcomes.setdefault(name, {}).setdefault(variant.name, []).append(outcome)
                 score = mean_scores([outcome], np.ones((1, len(dataset.splits["val"]))))["mask_AP"][0]
