@@ -175,6 +175,7 @@ def test_no_loss_or_gradient_of_the_worst_data_is_nan(worst: Dataset, options: d
     assert sorted(seen) == sorted(WORST)
     (batch,) = make_instance_loader(_pictures(task, worst, batch=len(WORST)))
     assert training_step(fabric, model, optimizer, task.loss, [batch]).finite
+    assert set(task.measure(fabric)(task.model)) <= set(task.measure(fabric).names())
 
 
 def _pictures(task: Any, dataset: Dataset, **changes: Any) -> InstanceSet:

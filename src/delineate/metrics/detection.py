@@ -174,7 +174,7 @@ def _records(image: ImageId, side: Any, iou_type: IouType) -> list[dict[str, Any
     if iou_type in ("segm", "boundary"):
         _add(records, "segmentation", None if masks is None else _codes(masks))
     elif iou_type == "keypoints":
-        _add(records, "keypoints", None if points is None else _array(points).reshape(len(labels), -1))
+        _add(records, "keypoints", None if points is None else [row.ravel().tolist() for row in _array(points)])
     if iou_type in ("bbox", "keypoints") and boxes is not None:
         corners = _array(boxes).astype(np.float64).reshape(-1, 4)
         _add(records, "bbox", np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1))
