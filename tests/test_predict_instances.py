@@ -18,6 +18,7 @@ from _fake_detector import SKELETON, FakeDetector
 from delineate.cli import run
 from delineate.data import open_dataset
 from delineate.data.outlines import polygons_to_mask
+from delineate.data.panoptic import PanopticMap
 from delineate.errors import ConfigError
 from delineate.models import create_model
 from delineate.ops.rle import decode_rle
@@ -25,7 +26,7 @@ from delineate.predict import Predictor, predict_folder
 from delineate.predict.masks import BoxMasks
 from delineate.predict.pictures import Picture
 from delineate.predict.resizing import network_size
-from delineate.weights import Conventions, save_model
+from delineate.weights import Conventions, load_model, save_model
 from delineate.weights.conventions import Resize
 from test_evaluate_instances import write_coco
 
@@ -271,6 +272,23 @@ def test_a_network_of_the_zoo_gives_each_picture_what_it_has_alone(small_weights
         torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=0)
 
 
+def test_folded_norms_change_nothing(small_weights: Path) -> None:
+    model = load_model(small_weights)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.get_buffer("running_var").uniform_(0.7, 1.5)
+    predictor = Predictor(model, "cpu", "fp32", score_threshold=0.1)
+    folded = predictor.instances.network.model
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.encoder.modules())  # pyright: ignore
+    images = torch.rand(1, 3, 96, 128)
+    with torch.inference_mode():
+        ours, plain = folded(images), model(images)  # pyright: ignore
+    assert int(plain.valid.sum()) > 5
+    torch.testing.assert_close(ours.boxes, plain.boxes, atol=1e-3, rtol=0)
+    torch.testing.assert_close(ours.masks, plain.masks, atol=1e-4, rtol=0)
+
+
 def test_the_verbs_take_detectors(small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotations = write_coco(tmp_path / "data", keypoints=True)
     out = str(tmp_path / "out")
@@ -288,3 +306,14 @@ def test_the_verbs_take_detectors(small_weights: Path, tmp_path: Path, capsys: p
     assert {"segm/AP", "bbox/AP", "keypoints/AP", "objects/f1_50"} <= numbers.keys()
     assert run(["score", list_file, str(annotations), "--sigmas", "0.07", "0.07", "0.07"]) == 0
     assert run(["predict", *arguments, "--flips"]) == 2
+
+
+def test_stuff_is_drawn_beneath_objects() -> None:
+    results = Predictor(FakeDetector([[0, 0, 0.5, 1]], [0.9]), "cpu", "fp32")(np.zeros((40, 60, 3), np.uint8))
+    segments = np.repeat(np.repeat([[1, 2, 3]], 20, axis=1), 40, axis=0)
+    results.stuff, results.panoptic = ("sky", "grass"), PanopticMap(segments, np.array([0, 3, 2]), np.zeros(3, bool))
+    assert results.stuff_map is not None
+    assert results.stuff_map[0, ::20].tolist() == [0, 2, 1]
+    drawn = results.draw(np.full((40, 60, 3), (9, 0, 0), np.uint8))
+    assert len({tuple(drawn[:, 39, x].tolist()) for x in (10, 35, 55)}) == 3
+    assert torch.equal(drawn[:, 39, 33], drawn[:, 39, 37])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from delineate.errors import DelineateError
 from delineate.models.blocks import Merge, NearestConv
+from delineate.models.mask_rcnn import MaskRCNN
 from delineate.models.norms import FrozenBatchNorm2d
 
 M = TypeVar("M", bound=nn.Module)
@@ -21,8 +22,9 @@ def fuse_for_inference(model: M) -> M:
     """Return a copy of `model` for inference, in evaluation mode, that gives the same logits up to rounding (float32: 1e-5).
 
     Each batch normalisation that only follows a convolution becomes part of it, and the kernels of `NearestConv` are computed
-    for good. The copy can be cast (`.bfloat16()`), compiled and exported, but neither trained nor saved as the original. Raises
-    `DelineateError` where a foreign encoder is built such that its logits would change.
+    for good; of a detector, in what makes its maps: what becomes of their regions is not looked into. The copy can be cast
+    (`.bfloat16()`), compiled and exported, but neither trained nor saved as the original. Raises `DelineateError` where a
+    foreign encoder is built such that its logits would change.
     """
     home = next(model.parameters())
     fused: Any = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
@@ -38,13 +40,14 @@ def fuse_for_inference(model: M) -> M:
 def _fold_all(model: Any) -> None:
     names = {module: name for name, module in model.named_modules()}
     generator = torch.Generator().manual_seed(0)
-    picture = torch.rand(1, model.architecture["options"]["in_channels"], PROBE, PROBE, generator=generator).double()
+    channels = model.architecture["options"].get("in_channels", 3)
+    picture = torch.rand(1, channels, PROBE, PROBE, generator=generator).double()
     with torch.no_grad():
         before, pairs = _find_pairs(model, picture)
         for norm, producer in pairs:
             _fold(norm, producer)
             _replace(model, names[norm], getattr(norm, "act", nn.Identity()))  # timm's BatchNormAct2d carries its activation
-        difference = (model(picture) - before).abs().max() / before.abs().max()
+        difference = (_answer(model, picture) - before).abs().max() / before.abs().max()
     if not difference < 1e-6:
         raise DelineateError(f"the network cannot be fused (logits change by {difference:.1%}); predict with it as it is")
 
@@ -70,13 +73,20 @@ def _find_pairs(model: nn.Module, picture: Tensor) -> tuple[Tensor, list[tuple[A
                 hooks.callback(module.register_forward_hook(after).remove)
             if _is_foldable(module) or not any(True for _ in module.children()):
                 hooks.callback(module.register_forward_pre_hook(before).remove)
-        logits = model(picture)
+        logits = _answer(model, picture)
     pairs = []
     for key, (producer, written) in produced.items():
         match readers.get(key, []):
             case [(norm, version)] if _is_foldable(norm) and version == written:  # not changed in place in between
                 pairs.append((norm, producer))
     return logits, list(dict.fromkeys(pairs))  # a network that runs at several scales meets each pair several times
+
+
+def _answer(model: nn.Module, picture: Tensor) -> Tensor:
+    """Logits; of a detector its maps, one after the other."""
+    if isinstance(model, MaskRCNN):
+        return torch.cat([part.flatten() for part in model.neck(model.encoder(picture))])
+    return model(picture)
 
 
 def _is_foldable(module: nn.Module) -> bool:

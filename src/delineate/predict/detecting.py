@@ -12,7 +12,9 @@ from torch import Tensor
 from delineate.data.intensity import normalize
 from delineate.data.windows import ImageReader
 from delineate.devices import DTYPES, Precision, compiled
+from delineate.models import fuse_for_inference
 from delineate.models.instance import InstanceModel
+from delineate.models.mask_rcnn import MaskRCNN
 from delineate.ops.instances import Detections
 from delineate.predict.pictures import picture_statistics, range_factor
 from delineate.predict.resizing import network_size, resize_pixels
@@ -27,7 +29,7 @@ class Prepared(NamedTuple):
 
 
 class DetectingNetwork:
-    """A copy of a detector on `device`, computing in `precision` where that does no harm (autocast).
+    """A copy of a detector on `device`, computing in `precision` where that does no harm (autocast); batch norms are folded.
 
     Detections with a score below `score_threshold` are not asked for, unless the network's own threshold is lower. `model`
     itself is not changed.
@@ -38,7 +40,8 @@ class DetectingNetwork:
     ) -> None:
         self.conventions, self.device, self.dtype = model.conventions, device, DTYPES[precision]
         self.stride = model.stride
-        network = copy.deepcopy(model).eval().requires_grad_(False)
+        known = isinstance(model, MaskRCNN) and hasattr(model, "architecture")
+        network = fuse_for_inference(model) if known else copy.deepcopy(model).eval().requires_grad_(False)
         network.score_threshold = min(network.score_threshold, score_threshold)
         network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.model = compiled(network, device) if compile else network

@@ -72,6 +72,14 @@ class Results:
             np.copyto(instance_map[top : top + mask.shape[0], left : left + mask.shape[1]], index + 1, where=mask)
         return torch.from_numpy(instance_map)
 
+    @property
+    def stuff_map(self) -> Tensor | None:
+        """(H, W) int64 of panoptic networks: s + 1 where `stuff[s]` is, 0 elsewhere; None of others."""
+        if self.panoptic is None:
+            return None
+        table = np.concatenate([[0], np.maximum(0, self.panoptic.labels - len(self.classes) + 1)])
+        return torch.from_numpy(table[self.panoptic.segments])
+
     def with_objects(self, objects: Objects) -> Results:
         """Return these results with the objects of `extract_objects`."""
         return replace(
@@ -96,13 +104,17 @@ class Results:
 
         `image` is a tensor (C, H, W), an array (H, W) or (H, W, 3), a PIL image or a path; without it, the file is read again.
         """
-        from delineate.report.overlay import draw_instances, draw_semantic
+        from delineate.report.overlay import draw_instances, draw_semantic, palette
         from delineate.report.skeletons import draw_skeletons
 
         canvas = self._picture(image)
         if self.masks is None and self.semantic is not None:
             canvas = draw_semantic(canvas, self.semantic, classes=self.classes, alpha=alpha, background=self.background)
         else:
+            if self.panoptic is not None:
+                assert self.stuff_map is not None
+                names, colors = ("object", *self.stuff), palette(65 + len(self.stuff))[64:]  # objects have the first 64
+                canvas = draw_semantic(canvas, self.stuff_map, classes=names, alpha=alpha, colors=colors)
             several = len(self.classes) - (self.background is not None) > 1
             named = several or not isinstance(self.masks, InstanceMapMasks)  # names at each of a hundred cells would hide them
             canvas = draw_instances(
