@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from delineate.errors import ConfigError
 from delineate.models import count_flops, count_parameters, create_model
 from delineate.models.backbones.hrnet import hrnet
+from delineate.models.fpn import HRFPN
 from delineate.models.zoo_hrnet import hrnet_semantic
 
 PEERS = {
@@ -86,6 +90,25 @@ def test_published_size_and_cost() -> None:
         model = create_model("hrnet_w48", 19)
     assert count_parameters(model) == 65_859_379
     assert count_flops(model, (3, 1024, 2048)) / 2 / 1024**3 == pytest.approx(696.2, abs=0.05)
+
+
+def test_the_pyramid_of_hrnet_averages_one_map(device: torch.device) -> None:
+    """As MMDetection 3.3 has it (necks/hrfpn.py), where squares fit: enlarge, concatenate, 1x1, mean, 3x3."""
+    pyramid = HRFPN((2, 4, 8, 16), (4, 8, 16, 32), 6).to(device)
+    maps = [torch.randn(2, 2 * 2**i, 32 >> i, 64 >> i, device=device) for i in range(4)]
+    enlarged = [maps[0], *(F.interpolate(x, scale_factor=2**i, mode="bilinear") for i, x in enumerate(maps[1:], start=1))]
+    finest = pyramid.reduce(torch.cat(enlarged, 1))
+    expected = [conv(F.avg_pool2d(finest, 2**i, 2**i)) for i, conv in enumerate(pyramid.output)]
+    for found, level in zip(pyramid(maps), expected, strict=True):
+        torch.testing.assert_close(found, level)
+    assert [x.shape[-2:] for x in pyramid([x[..., :1, :3] for x in maps])] == [(1, 3), (1, 2), (1, 1), (1, 1), (1, 1)]
+
+
+def test_a_detector_stands_on_hrnet(device: torch.device) -> None:
+    model: Any = create_model("mask_rcnn_hrnet_w32", 2, width=16, box_width=16, mask_convs=1).to(device).eval()
+    assert isinstance(model.neck, HRFPN)
+    detections = model(torch.randn(1, 3, 64, 96, device=device), None)
+    assert detections.boxes.shape[-1] == 4
 
 
 def test_unknown_upsampling_is_refused() -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delineate.models.blocks import conv_layers
+from delineate.models.hrnet import concatenate
 from delineate.models.norms import Norm
 
 Extra = Literal["pool", "conv"]
@@ -50,6 +51,35 @@ class FPN(nn.Module):
             merged.insert(0, lateral + F.interpolate(merged[0], size=lateral.shape[-2:], mode="nearest"))
         pyramid = [conv(x) for conv, x in zip(self.output, merged, strict=True)]
         return [*pyramid, self.extra(pyramid[-1])]
+
+
+class HRFPN(nn.Module):
+    """The pyramid of HRNet (HRNetV2p, Wang et al. 2020): all branches as one map of the finest size, averaged to each level.
+
+    The branches are enlarged to the finest and concatenated, a 1x1 convolution gives them `channels`; each level is the mean
+    over squares of 1, 2, 4, 8 and 16 pixels (at the borders over what there is of them), through a 3x3 convolution of its own.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], reductions: Sequence[int], channels: int = 256, *, norm: Norm | None = None
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.reductions = (*reductions, 2 * reductions[-1])
+        self.reduce = conv_layers(sum(in_channels), channels, 1, norm=norm)
+        self.output = nn.ModuleList([conv_layers(channels, channels, 3, norm=norm) for _ in self.reductions])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return the pyramid of the encoder's maps, finest first: (B, channels, H / reductions[i], W / reductions[i])."""
+        finest = self.reduce(concatenate(features, align_corners=False))  # (B, C, H / 4, W / 4)
+        squares = [reduction // self.reductions[0] for reduction in self.reductions]
+        means = [finest if side == 1 else F.avg_pool2d(finest, side, ceil_mode=True) for side in squares]
+        return [conv(x) for conv, x in zip(self.output, means, strict=True)]
 
 
 class LastMap(nn.Module):

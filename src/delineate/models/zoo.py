@@ -179,7 +179,7 @@ MODELS: dict[str, Callable[..., SemanticModel | InstanceModel]] = {
     "hrnet_w48_ocr": hrnet_ocr,
     "keypoint_rcnn_resnet50_fpn": partial(mask_rcnn_fpn, masks=False, num_keypoints=17),
     "mask_keypoint_rcnn_resnet50_fpn": partial(mask_rcnn_fpn, num_keypoints=17),
-    "mask_rcnn_hrnet_w32": partial(mask_rcnn_fpn, encoder="hrnet_w32"),
+    "mask_rcnn_hrnet_w32": partial(mask_rcnn_fpn, encoder="hrnet_w32", pyramid="hrfpn"),
     "mask_rcnn_resnest50_fpn": partial(mask_rcnn_fpn, encoder="resnest50"),
     "mask_rcnn_resnet101_fpn": partial(mask_rcnn_fpn, encoder="resnet101"),
     "mask_rcnn_resnet50_c4": mask_rcnn_c4,

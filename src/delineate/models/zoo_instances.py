@@ -16,7 +16,7 @@ from delineate.models.backbones.resnet import ResNet
 from delineate.models.backbones.timm import TimmEncoder
 from delineate.models.box_head import BoxHead, BoxLayers, MeanLayers
 from delineate.models.detector_conventions import DETECTOR_CONVENTIONS, DetectorConventions
-from delineate.models.fpn import FPN, LastMap
+from delineate.models.fpn import FPN, HRFPN, LastMap
 from delineate.models.keypoint_head import KeypointHead
 from delineate.models.mask_head import Activation, FCNMasks, MaskHead, MLPMasks
 from delineate.models.mask_rcnn import MaskRCNN
@@ -29,6 +29,7 @@ from delineate.ops.roi_reference import Mode
 
 POOLERS: dict[str, Pooler] = {"roi_align": "roi_align", "roi_warp": "roi_warp", "roi_pool": "roi_pool"}
 MODES: dict[str, Mode | None] = {"auto": None, "mean": "mean", "max": "max"}
+NECKS: dict[str, type[FPN] | type[HRFPN]] = {"fpn": FPN, "hrfpn": HRFPN}
 ACTIVATIONS: dict[str, Activation] = {"sigmoid": "sigmoid", "softmax": "softmax"}
 
 
@@ -42,6 +43,7 @@ def mask_rcnn_fpn(
     stride_in_1x1: bool = False,
     frozen_stages: int = 0,
     pretrained: bool = False,
+    pyramid: str = "fpn",
     width: int = 256,
     head_norm: str = "none",
     rpn_convs: int = 1,
@@ -74,6 +76,7 @@ def mask_rcnn_fpn(
         stride_in_1x1: where a bottleneck has its stride, as in the networks that Microsoft published.
         frozen_stages: never train the first of stem, layer1, layer2 ...
         pretrained: start the encoder from timm's ImageNet weights.
+        pyramid: "fpn", or "hrfpn", which HRNet was published with.
         width: channels of the pyramid and of the convolutions of the box and mask heads.
         head_norm: of pyramid, box and mask heads: "none", "batch" or "group".
         rpn_convs: 3x3 convolutions of the region-proposal network.
@@ -102,7 +105,7 @@ def mask_rcnn_fpn(
     body = _encoder(encoder, in_channels, norm, norm_eps, stride_in_1x1, frozen_stages, pretrained)
     if tuple(body.reductions[-4:]) != (4, 8, 16, 32):
         raise ConfigError(f"encoder '{encoder}' has maps at {list(body.reductions)}, the pyramid needs 4, 8, 16 and 32")
-    neck = FPN(body.channels[-4:], body.reductions[-4:], width, norm=make_norm)
+    neck = choose(NECKS, pyramid, "pyramid")(body.channels[-4:], body.reductions[-4:], width, norm=make_norm)
     rpn = RPN(
         RPNHead(width, anchors=3, convs=rpn_convs),
         neck.reductions,
