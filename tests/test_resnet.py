@@ -35,7 +35,6 @@ CASES = {
         lambda: smp_encoder("resnet18", 8),
         {"depth": 18, "dilate": (True, True), "dilation": "smp"},
     ),
-    "smp resnet50 dilated": (lambda: smp_encoder("resnet50", 16), {"depth": 50, "dilate": (False, True), "dilation": "smp"}),
     "timm resnet34 dilated": (lambda: timm.create_model("resnet34", output_stride=16), {"depth": 34, "dilate": (False, True)}),
     "timm resnet18 dilated": (lambda: timm.create_model("resnet18", output_stride=8), {"depth": 18, "dilate": (True, True)}),
 }
