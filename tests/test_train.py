@@ -217,6 +217,7 @@ class TestOutputs:
         evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
         assert len(evaluation["images"]) == 1
         assert read_info(result.best).architecture["name"] == "mine"
+        assert load_config(tmp_path / "run" / "config.yaml").model.name == "mine"
 
 
 class TestLearning:

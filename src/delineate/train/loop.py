@@ -62,6 +62,7 @@ def train(
     end_process_that_starts()
     if plan is not None and under_torchrun():
         raise ConfigError("the processes of torchrun would each make their own plan; write one: delineate plan DATA --out FILE")
+    config = config if model is None else _naming(config, model)
     folder = RunFolder(Path(out))
     folder.check(config, resume=resume)
     job = Job(config, folder, resume, quiet, None if plan is None else plan.to_json(), model, dataset)
@@ -72,6 +73,12 @@ def train(
             folder.discard()
         raise
     return _finish(job)
+
+
+def _naming(config: TrainConfig, model: Any) -> TrainConfig:
+    """Return `config` with the name and the options of `model`, so that the run folder says what was trained."""
+    named: dict[str, Any] = {key: model.architecture[key] for key in ("name", "options")}
+    return config.model_copy(update={"model": config.model.model_copy(update=named)})
 
 
 def _run(fabric: Fabric, stop: Stop, job: Job) -> None:
