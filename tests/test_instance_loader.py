@@ -280,6 +280,18 @@ class TestLoader:
         assert rows == {"1": 2, "2": 0, "3": 1}
         assert batch.targets.crowd.sum() == 1
 
+    def test_a_crowd_without_an_outline_is_its_box(self, tmp_path: Path) -> None:
+        dataset = open_dataset(write_coco(tmp_path, [[{}, {"iscrowd": 1, "segmentation": [[20, 8, 30, 8, 30, 18, 20, 18]]}]]))
+        (record,) = dataset.records
+        assert record.instances is not None
+        square, crowd = record.instances
+        bare = replace(record, instances=(square, replace(crowd, segmentation=None, box=(20.0, 8.0, 30.0, 18.0))))
+        assert has_outlines([bare])
+        one, other = (resized(load_objects(dataset, r), Resize(40, 60), **STILL) for r in (record, bare))
+        assert torch.equal(plain(one.masks), plain(other.masks))
+        assert other.crowd is not None
+        assert other.crowd.tolist() == [False, True]
+
     def test_is_the_same_for_any_number_of_workers_and_copy_paste_is_drawn(self, tmp_path: Path) -> None:
         dataset = open_dataset(make_blobs_dataset(tmp_path, 4, (40, 56), kind="instance", channels=3))
         augment = {"patch": [32, 32], "jitter": [0.5, 2.0], "copy_paste": 1.0, "brightness": 0.2}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from delineate.data.batch import InstanceBatch
-from delineate.data.dataset import Dataset, Record
+from delineate.data.dataset import Dataset, Instance, Record
 from delineate.data.load import has_extent, load_sample
 from delineate.data.raster import segmentation_rle
 from delineate.data.sample import Sample
@@ -31,8 +32,8 @@ def load_objects(dataset: Dataset, record: Record, *, masks: bool = True, keypoi
     sample = load_sample(dataset, record, want)
     if not masks:
         return sample
-    outlines = [instance.segmentation for instance in record.instances if has_extent(instance)]
-    return replace(sample, codes=tuple(segmentation_rle(o if o is not None else (), sample.size) for o in outlines))
+    outlines = [_outline(instance) for instance in record.instances if has_extent(instance)]
+    return replace(sample, codes=tuple(segmentation_rle(outline, sample.size) for outline in outlines))
 
 
 def has_outlines(records: Iterable[Record]) -> bool:
@@ -75,6 +76,14 @@ def make_instance_batch(pictures: Sequence[tuple[Tensor, Sample]], *, keypoint_o
     sizes = torch.tensor([image.shape[-2:] for image, _ in kept])
     targets = InstanceTargets(boxes, labels, valid, crowd, masks, points)
     return InstanceBatch(images, sizes, targets, tuple(sample.name for _, sample in kept))
+
+
+def _outline(instance: Instance) -> Any:
+    """The outline of an object; of a crowd region that has none, its box."""
+    if instance.segmentation is not None or instance.box is None:
+        return instance.segmentation or ()
+    x0, y0, x1, y1 = instance.box
+    return ([x0, y0, x1, y0, x1, y1, x0, y1],)
 
 
 def _proper(sample: Sample) -> Sample:
