@@ -25,6 +25,8 @@ __all__ = ["WHOLE", "WINDOW", "Predictor", "Source"]
 class Predictor:
     """Predicts pictures of any size with one network: one that gives each pixel a class, or one that finds objects.
 
+    Detectors see the whole picture, resized as `Conventions.resize` says; the arguments from `window` on are not for them.
+
     Args:
         weights: a .safetensors file, or a module with `classes` and `conventions` (as `load_model` returns); the predictor
             works on a copy, so the module may go on being trained.
@@ -35,8 +37,6 @@ class Predictor:
         batch: windows at once, or for detectors pictures, which share a batch where they are padded to the same size; None: 1
             on a CPU, 8 elsewhere.
         compile: compile the network with torch.compile; worthwhile for many pictures of one size, or large ones.
-
-    Detectors see the whole picture, resized as `Conventions.resize` says. The others also take:
         window: largest side that is predicted in one piece, or (height, width); None: pictures of up to 1024 x 1024 pixels
             whole, larger ones in windows of 512.
         overlap: share of a window that its neighbour predicts too; none for networks with valid convolutions, whose windows

@@ -114,6 +114,8 @@ def _headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     wanted += [(f"{kind}/AP", f"AP of {title}") for kind, title in KINDS.items() if kind != "boundary"]
     cards = [(key, title, summary[key]) for key, title in wanted if summary.get(key) not in (None, -1)]
     of_objects = [("f1_50", "Object F1, IoU 0.5"), ("ap", "Object mean AP")]
+    if "bbox/AP" in summary:  # beside COCO's, StarDist's would confuse
+        of_objects.pop()
     cards += [(f"objects/{key}", title, objects[key]) for key, title in of_objects if key in objects]
     several = len(evaluation.get("images") or []) > 1  # an interval over one picture would say nothing
     intervals = (evaluation.get("intervals") or {}) if several else {}
