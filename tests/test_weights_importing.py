@@ -30,7 +30,7 @@ from delineate.models import create_model
 from delineate.ops import paste_masks
 from delineate.predict import Predictor
 from delineate.skeleton import COCO_PERSON
-from delineate.weights import import_checkpoint, load_model
+from delineate.weights import import_checkpoint, load_model, save_model
 from delineate.weights.coco import COCO_CLASSES, COCO_STUFF, TORCHVISION_CLASSES
 from delineate.weights.conventions import Resize
 from delineate.weights.importing import choose_importer, recognise
@@ -76,6 +76,7 @@ def build_peer(classes: int = 7) -> Any:
         mask_predictor=MaskRCNNPredictor(256, 256, classes),
         min_size=160,
         max_size=250,
+        box_detections_per_img=30,
     ).eval()
     gains = {"cls_logits": 0.3, "rpn.head.bbox_pred": 0.1, "cls_score": 3.0, "box_predictor.bbox_pred": 0.3}
     for name, tensor in model.state_dict().items():
@@ -104,13 +105,14 @@ def test_torchvision_from_file_to_results(tmp_path: Path, real_data: Path) -> No
     assert model.classes == TORCHVISION_CLASSES
     assert model.conventions.resize == Resize(800, 1333, "bilinear")
     model.conventions = replace(model.conventions, resize=Resize(160, 250, "bilinear"))
+    model.detections_per_image = 30
     predictor = Predictor(model, device="cpu", precision="fp32", score_threshold=0.05)
     picture = real_data / "coco2017_mini" / "val2017" / "000000000872.jpg"
     results = predictor(str(picture))
     pixels = torch.from_numpy(np.array(Image.open(picture).convert("RGB"))).permute(2, 0, 1).float() / 255
     with torch.no_grad():
         expected = peer([pixels])[0]
-    assert len(results) == len(expected["boxes"]) == 100
+    assert len(results) == len(expected["boxes"]) == 30
     assert len(expected["labels"].unique()) >= 3
     assert torch.equal(results.labels + 1, expected["labels"])
     torch.testing.assert_close(results.boxes, expected["boxes"], rtol=0, atol=0.01)
@@ -181,6 +183,14 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     assert "missing: encoder.layer2.0.conv1.weight" in message
     assert "not of this network: roi_heads.mask_head.9.weight" in message
     assert "of another shape: box_head.layers.fcs.2.bias [3] instead of [64]" in message
+
+
+def test_a_file_of_ours_needs_no_import(tmp_path: Path) -> None:
+    model: Any = import_checkpoint(save(tmp_path / "a.pth", build_peer().state_dict()), norm_eps=0.0)
+    path = tmp_path / "ours.safetensors"
+    save_model(model, path, classes=model.classes, conventions=model.conventions)
+    with pytest.raises(ConfigError, match="is a file of delineate already; load it with load_model"):
+        import_checkpoint(path)
 
 
 def test_a_file_of_no_library(tmp_path: Path) -> None:

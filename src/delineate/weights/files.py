@@ -117,6 +117,15 @@ def read_info(path: str | Path) -> WeightsInfo:
         raise DataError(f"{path}: its metadata are damaged or of another version ({error!r}); save the model again") from error
 
 
+def is_own(path: Path) -> bool:
+    """Whether a file is safetensors that `save_model` wrote, of any version."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format", "").startswith("delineate-")
+    except (OSError, SafetensorError):
+        return False
+
+
 def _read_architecture(text: str) -> dict[str, Any]:
     match json.loads(text):
         case {"name": str(name), "num_classes": int(num_classes), "options": dict(options)}:

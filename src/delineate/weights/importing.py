@@ -24,7 +24,7 @@ from delineate.weights import (
     torchvision,
     torchvision_semantic,
 )
-from delineate.weights.files import check_tensors
+from delineate.weights.files import check_tensors, is_own
 from delineate.weights.importer import Imported, Importer, State
 from delineate.weights.pickles import read_state
 from delineate.weights.published import Published, locate
@@ -86,6 +86,8 @@ def import_located(
     if published is not None:
         source, arch = source or published.source, arch or published.arch
         choices = {**published.choices, **choices}
+    if is_own(path):
+        raise ConfigError(f"{path}: is a file of delineate already; load it with load_model")
     state = read_state(path)
     importer, arch = choose_importer(path, state, source, arch)
     known = choice_names(importer)

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from delineate.errors import DataError
-from delineate.weights.files import WeightsInfo, read_info
+from delineate.weights.files import WeightsInfo, is_own, read_info
 from delineate.weights.importing import choice_names, recognise
 from delineate.weights.pickles import read_state
 
@@ -61,12 +60,7 @@ class Summary:
 def summarize(path: Path) -> Summary:
     """Read what a weight file holds; raises `DataError` as `read_state` does."""
     state = read_state(path)
-    own = None
-    if path.suffix == ".safetensors":
-        try:
-            own = read_info(path)
-        except DataError:
-            own = None  # safetensors of another program
+    own = read_info(path) if is_own(path) else None
     readings = (
         ()
         if own
