@@ -4,7 +4,7 @@
 
 `ours`: each scale in windows, fused strip by strip (`predict_scales`). `maps`: the same windows, but each scale into a map of
 its whole size, and whole maps fused; its labels must be equal. `whole`: the whole picture at each scale through the network,
-logits of all scales kept, as the original code does. Each way runs in a process of its own. The network is HRNet-W18-small with
+logits of all scales kept, as the original code does. Each way runs in a process of its own. The network is a narrow HRNet-small with
 object context for 19 classes, weights random, biases such that all classes occur; the picture is scikit-image's retina,
 mirrored. Numbers go to benchmarks/results/multiscale_memory.json.
 """
@@ -44,10 +44,10 @@ def make_picture(height: int, width: int) -> Tensor:
     return (pixels - pixels.mean((1, 2), keepdim=True)) / pixels.std()
 
 
-def build(picture: Tensor, scales: list[float]) -> Any:
+def build(picture: Tensor, scales: list[float], width: int) -> Any:
     """The network, its classes balanced on a part of the picture."""
     torch.manual_seed(0)
-    inner = {"width": 18, "small": True, "channels": 128, "keys": 64}
+    inner = {"width": width, "small": True, "channels": 32, "keys": 16}
     model: Any = dl.create_model("hmsa_hrnet_w48_ocr", CLASSES, options=inner, scales=scales).eval()
     with torch.inference_mode():
         logits = model.model.maps(picture[None, :, :256, :256]).logits
@@ -85,11 +85,13 @@ def whole(model: Any, picture: Tensor, window: int) -> Tensor:
 WAYS = {"ours": ours, "maps": maps, "whole": whole}
 
 
-def measure(way: str, height: int, width: int, scales: list[float], window: int, threads: int) -> tuple[Any, NDArray[Any]]:
+def measure(
+    way: str, size: tuple[int, int], scales: list[float], window: int, channels: int, threads: int
+) -> tuple[Any, NDArray[Any]]:
     """Run one way; returns its numbers and labels."""
     torch.set_num_threads(threads)
-    picture = make_picture(height, width)
-    model = build(picture, scales)
+    picture = make_picture(*size)
+    model = build(picture, scales, channels)
     start = time.perf_counter()
     with torch.inference_mode(), PeakMemory() as memory:
         labels = WAYS[way](model, picture, window)
@@ -103,12 +105,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--scales", type=float, nargs="+", default=[0.5, 1.0, 2.0])
     parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--channels", type=int, default=8, help="of the finest branch of HRNet")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     arguments = parser.parse_args()
 
     report: dict[str, Any] = {
         "environment": environment(),
-        "network": "hmsa_hrnet_w48_ocr with width 18, small, 128 channels, 64 keys",
+        "network": f"hmsa_hrnet_w48_ocr with width {arguments.channels}, small, 32 channels, 16 keys",
         "size": [arguments.height, arguments.width, CLASSES],
         "scales": arguments.scales,
         "window": arguments.window,
@@ -117,7 +120,8 @@ def main() -> None:
     for way in arguments.ways:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             threads = torch.get_num_threads()
-            job = (way, arguments.height, arguments.width, arguments.scales, arguments.window, threads)
+            size = (arguments.height, arguments.width)
+            job = (way, size, arguments.scales, arguments.window, arguments.channels, threads)
             report[way], labels[way] = pool.apply(measure, job)
         print(way, report[way], flush=True)
     counts = np.bincount(labels["ours"].ravel(), minlength=CLASSES)

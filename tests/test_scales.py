@@ -76,7 +76,7 @@ def naive(model: Any, x: Tensor, window: int, flips: bool) -> Tensor:
     return logits.mean(0) if model.fusion == "average" else logits.amax(0)
 
 
-@pytest.mark.parametrize("scales", [(0.5, 1, 2), (0.25, 0.5, 1, 1.5, 2), (1,), (1, 1.5)])
+@pytest.mark.parametrize("scales", [(0.5, 1, 2), (0.25, 0.5, 1, 1.5, 2), (1,), (1, 1.5), (1, 5)])
 @pytest.mark.parametrize(("size", "window"), [((131, 70), 64), ((97, 201), 1000), ((1, 3), 8)])
 def test_strips_are_those_of_the_naive_way(scales: tuple[float, ...], size: tuple[int, int], window: int) -> None:
     model, x = network("attention", scales), torch.randn(3, *size)

@@ -53,20 +53,24 @@ class Level:
     width: int
     strips: Iterator[Strip]
     align_corners: bool
-    top: int = 0  # first row that is kept
+    top: int = 0  # first row of those that are kept
     kept: list[Tensor] = field(default_factory=list)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows (N, stop - start, W); later calls may not start before `start`."""
-        while self.kept and self.top + self.kept[0].shape[1] <= start:
-            self.top += self.kept.pop(0).shape[1]
-        while self.top + sum(part.shape[1] for part in self.kept) < stop:
+        while (end := self.top + sum(part.shape[1] for part in self.kept)) < stop:
+            # The engine goes on in the memory that its last rows lie in: what is still needed of them is copied, and no more.
+            self.kept = [part.clone() for part in self._between(start, stop)]
+            self.top = min(start, end)  # a scale of 4 or more may skip rows
             self.kept.append(next(self.strips).content)
-        rows, top = [], self.top
+        return torch.cat(self._between(start, stop), 1)
+
+    def _between(self, start: int, stop: int) -> list[Tensor]:
+        parts, top = [], self.top
         for part in self.kept:
-            rows.append(part[:, max(0, start - top) : max(0, stop - top)])
+            parts.append(part[:, max(0, start - top) : max(0, stop - top)])
             top += part.shape[1]
-        return torch.cat(rows, 1)
+        return [part for part in parts if part.shape[1]]
 
     def taps_for(self, height: int, start: int, stop: int) -> Taps:
         """Where the rows `start` to `stop` of this level come from, when it is resized to `height`."""
@@ -86,7 +90,11 @@ def _level(network: HierarchicalMultiScaleAttention, reader: ImageReader, scale:
         view = network.view(x, 1.0, attend=attend)  # of the picture as it was scaled above
         return view.logits if view.attention is None else torch.cat([view.logits, view.attention], 1)
 
-    return Level(scale, height, width, predict_windows(predict, scaled, **options), network.align_corners)
+    return Level(scale, height, width, predict_windows(predict, scaled, decode=_as_it_is, **options), network.align_corners)
+
+
+def _as_it_is(scores: Tensor) -> Tensor:
+    return scores
 
 
 def _fuse(levels: Sequence[Level], fusion: str, start: int, stop: int) -> Tensor:
