@@ -4,9 +4,9 @@
 
 `ours`: each scale in windows, fused strip by strip (`predict_scales`). `maps`: the same windows, but each scale into a map of
 its whole size, and whole maps fused; its labels must be equal. `whole`: the whole picture at each scale through the network,
-logits of all scales kept, as the original code does. Each way runs in a process of its own. The network is a narrow HRNet-small with
-object context for 19 classes, weights random, biases such that all classes occur; the picture is scikit-image's retina,
-mirrored. Numbers go to benchmarks/results/multiscale_memory.json.
+logits of all scales kept, as the original code does. Each way runs in a process of its own. The network is a narrow
+HRNet-small with object context for 19 classes, weights random, biases such that all classes occur; the picture is
+scikit-image's retina, mirrored. Numbers go to benchmarks/results/multiscale_memory.json.
 """
 
 from __future__ import annotations
