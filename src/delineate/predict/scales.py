@@ -15,7 +15,7 @@ from delineate.models.multiscale_attention import HierarchicalMultiScaleAttentio
 from delineate.predict.resampling import ScaledReader, Taps, find_taps, resize_rows
 from delineate.predict.tiling import Strip, predict_windows
 
-ROWS = 64  # of the picture that are fused at once
+ROWS = 16  # of the picture that are fused at once
 
 
 def predict_scales(
