@@ -57,12 +57,12 @@ def build(picture: Tensor, scales: list[float], width: int) -> Any:
     return model
 
 
-def ours(model: Any, picture: Tensor, window: int) -> Tensor:
+def ours(model: Any, picture: Tensor, window: tuple[int, int]) -> Tensor:
     strips = predict_scales(model, picture, window=window, batch=1, decode=lambda logits: logits.argmax(0).byte())
     return torch.cat([strip.content for strip in strips])
 
 
-def maps(model: Any, picture: Tensor, window: int) -> Tensor:
+def maps(model: Any, picture: Tensor, window: tuple[int, int]) -> Tensor:
     views = []
     for scale in model.scales[::-1]:
         attend = scale < max(model.scales)
@@ -77,7 +77,7 @@ def maps(model: Any, picture: Tensor, window: int) -> Tensor:
     return fuse_hierarchically(views)[0].argmax(0).byte()
 
 
-def whole(model: Any, picture: Tensor, window: int) -> Tensor:
+def whole(model: Any, picture: Tensor, window: tuple[int, int]) -> Tensor:
     views = list(model.views(picture[None], model.scales[::-1]))
     return fuse_hierarchically(views)[0].argmax(0).byte()
 
@@ -86,7 +86,7 @@ WAYS = {"ours": ours, "maps": maps, "whole": whole}
 
 
 def measure(
-    way: str, size: tuple[int, int], scales: list[float], window: int, channels: int, threads: int
+    way: str, size: tuple[int, int], scales: list[float], window: tuple[int, int], channels: int, threads: int
 ) -> tuple[Any, NDArray[Any]]:
     """Run one way; returns its numbers and labels."""
     torch.set_num_threads(threads)
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=1024)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--scales", type=float, nargs="+", default=[0.5, 1.0, 2.0])
-    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--window", type=int, nargs=2, default=[256, 512], help="height and width")
     parser.add_argument("--channels", type=int, default=8, help="of the finest branch of HRNet")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     arguments = parser.parse_args()
@@ -121,7 +121,7 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             threads = torch.get_num_threads()
             size = (arguments.height, arguments.width)
-            job = (way, size, arguments.scales, arguments.window, arguments.channels, threads)
+            job = (way, size, arguments.scales, tuple(arguments.window), arguments.channels, threads)
             report[way], labels[way] = pool.apply(measure, job)
         print(way, report[way], flush=True)
     counts = np.bincount(labels["ours"].ravel(), minlength=CLASSES)
