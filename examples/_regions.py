@@ -13,7 +13,7 @@ from torchvision.ops import masks_to_boxes
 
 from delineate.demo import CUT, coin_photograph
 from delineate.models.backbones.plain import PlainEncoder
-from delineate.models.blocks import group_norm
+from delineate.models.norms import group_norm
 from delineate.ops.masks import paste_masks
 from delineate.ops.roi import roi_align, roi_pool, roi_warp
 from delineate.ops.roi_reference import Points, Rule, align_points, pool_points

@@ -66,9 +66,14 @@ def _forget_compiled_code() -> None:
     torch.compiler.reset()
 
 
-def test_every_name_is_tested() -> None:
-    semantic = {name for name in list_models() if "rcnn" not in name and "panoptic" not in name}  # those have their own tests
-    assert {case.name for case in CASES} == semantic
+@pytest.mark.parametrize("name", list_models())
+def test_every_name_builds_a_network_that_is_built_again_from_its_architecture(name: str) -> None:
+    with torch.device("meta"):  # nothing is drawn nor computed
+        model = create_model(name, 3)
+        again = create_model(**{k: v for k, v in model.architecture.items() if k != "options"}, **model.architecture["options"])
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in again.state_dict().items()} == shapes
+    assert model.architecture["name"] == name
 
 
 def test_forward_gives_logits_of_the_picture_less_the_margin(case: Case, device: torch.device) -> None:

@@ -34,8 +34,8 @@ class Taps(NamedTuple):
 def find_taps(size: int, new_size: int, start: int, stop: int, *, align_corners: bool = False) -> Taps:
     """Return the taps of the places `start` to `stop` of an axis of `size` that is resized to `new_size`.
 
-    >>> find_taps(2, 4, 0, 4).weight.tolist()
-    [0.0, 0.25, 0.75, 0.0]
+    >>> find_taps(2, 4, 0, 3).weight.tolist()
+    [0.0, 0.25, 0.75]
     """
     places = torch.arange(start, stop, dtype=torch.float32)
     if align_corners:
