@@ -15,6 +15,7 @@ from delineate.devices import DTYPES, Precision, compiled
 from delineate.models import fuse_for_inference
 from delineate.models.instance import InstanceModel
 from delineate.models.mask_rcnn import MaskRCNN
+from delineate.models.narrow import allow_narrow_maps
 from delineate.ops.instances import Detections
 from delineate.predict.pictures import picture_statistics, range_factor
 from delineate.predict.resizing import network_size, resize_pixels
@@ -43,6 +44,8 @@ class DetectingNetwork:
         known = isinstance(model, MaskRCNN) and hasattr(model, "architecture")
         network = fuse_for_inference(model) if known else copy.deepcopy(model).eval().requires_grad_(False)
         network.score_threshold = min(network.score_threshold, score_threshold)
+        if device.type == "cpu" and self.dtype != torch.float32:
+            allow_narrow_maps(network)
         network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.model = compiled(network, device) if compile else network
 

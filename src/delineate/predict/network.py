@@ -11,6 +11,7 @@ from delineate.data.intensity import normalize
 from delineate.devices import DTYPES, Precision, compiled
 from delineate.errors import ConfigError
 from delineate.models import fuse_for_inference, list_models
+from delineate.models.narrow import allow_narrow_maps
 from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention
 from delineate.weights import Conventions
 
@@ -92,4 +93,6 @@ def _ready(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
         model = fuse_for_inference(model)
     else:
         model = copy.deepcopy(model).eval().requires_grad_(False)
+    if device.type == "cpu" and dtype != torch.float32:
+        allow_narrow_maps(model)
     return model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
