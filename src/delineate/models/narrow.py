@@ -9,8 +9,8 @@ from torch.nn import functional as F
 class NarrowConv2d(nn.Conv2d):
     """A convolution with a stride that is right for outputs one column wide.
 
-    Of these oneDNN computes garbage in bf16 with AMX, another each time (torch 2.15: a 3 x 3 kernel, stride 2, 256 channels, 22 x 2
-    pixels). So one column more is computed, which sees zeros, and cut off; no value changes.
+    Of these oneDNN computes garbage in bf16 with AMX, another each time (torch 2.15: a 3 x 3 kernel, stride 2, 256 channels,
+    22 x 2 pixels). So one column more is computed, which sees zeros, and cut off; no value changes.
     """
 
     def forward(self, input: Tensor) -> Tensor:

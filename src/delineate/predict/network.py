@@ -11,8 +11,8 @@ from delineate.data.intensity import normalize
 from delineate.devices import DTYPES, Precision, compiled
 from delineate.errors import ConfigError
 from delineate.models import fuse_for_inference, list_models
-from delineate.models.narrow import allow_narrow_maps
 from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention
+from delineate.models.narrow import allow_narrow_maps
 from delineate.weights import Conventions
 
 Statistics = tuple[Tensor, Tensor]
