@@ -157,6 +157,7 @@ def main() -> None:
     ours, theirs = (per_image(evaluations[w], "mean_dice") for w in ("delineate", "smp"))
     report["paired_difference_of_mean_dice"] = paired_bootstrap(ours, theirs)._asdict()
     suffix = "" if arguments.encoder == "plain" else f"_{arguments.encoder}"
+    suffix += f"_seed{arguments.seed}" if arguments.seed else ""
     write_json(RESULTS / f"real_data_{arguments.name}{suffix}.json", report)
     print(json.dumps({w: report[w]["summary"] for w in ("delineate", "smp")}, indent=2))
 
