@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -53,7 +54,7 @@ class Prepared:
     statistics: tuple[Tensor, Tensor] | None  # for normalization="image"
 
 
-class PictureSet(TorchDataset[Any]):
+class PictureSet(TorchDataset[Any], ABC):
     """Pictures of a data set, decoded and changed as draws say; `TrainingSet` and `InstanceSet` make batches of them.
 
     Draws are made by a sampler; the random changes of a draw depend on `config.seed` and its ticket only. Whole-picture work
@@ -105,21 +106,21 @@ class PictureSet(TorchDataset[Any]):
             self._cache[index] = prepared
         return prepared
 
+    @abstractmethod
     def presence(self) -> np.ndarray:
         """Whether picture n shows class k, (N, K) bool; reads label files once where the classes are only there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _load(self, record: Record) -> Sample:
         """Decode a picture and its truth."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _drawn(self, draw: Draw) -> Any:
         """One picture as the batch needs it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _joined(self, pictures: list[Any]) -> Any:
         """The batch of these pictures."""
-        raise NotImplementedError
 
     def _prepare(self, sample: Sample) -> Prepared:
         """Compute what is needed once of the whole picture."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from delineate.weights.conventions import Conventions
 
 
-class InstanceModel(nn.Module):
+class InstanceModel(nn.Module, ABC):
     """A network that finds the objects in pictures (B, C, H, W), normalised and padded with zeros at the right and below.
 
     Without targets, in evaluation, it returns `Detections`; with them, in training, its losses, a scalar each: those of
@@ -36,8 +37,8 @@ class InstanceModel(nn.Module):
     conventions: Conventions
     extra: dict[str, Any]  # what the writer added
 
+    @abstractmethod
     def forward(
         self, images: Tensor, sizes: Tensor | None = None, targets: InstanceTargets | None = None
     ) -> Detections | dict[str, Tensor]:
         """Return detections, or losses if there are `targets`; `sizes` (B, 2) int64 is height and width before padding."""
-        raise NotImplementedError

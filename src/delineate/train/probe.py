@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ TIMED_STEPS, TIMED_SECONDS = 3, 4.0  # steps are timed until there are so many, 
 SMALL = 256  # memory is measured on patches of at most this side, because activations grow with the number of pixels
 
 
-class Probe:
+class Probe(ABC):
     """Training steps on random pictures of one size; `StepProbe` and `InstanceProbe` say which network, loss and batch."""
 
     model: nn.Module
@@ -79,13 +80,13 @@ class Probe:
         height, width = self._size()
         return min(height, SMALL), min(width, SMALL)
 
+    @abstractmethod
     def _forward(self, batch: Any) -> Tensor:
         """The loss of a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _batch(self, count: int, size: tuple[int, int]) -> Any:
         """Random pictures with a truth."""
-        raise NotImplementedError
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
