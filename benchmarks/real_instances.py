@@ -87,13 +87,19 @@ class Experiment:
     augment: dict[str, Any] = field(default_factory=lambda: {"brightness": 0.2, "contrast": 0.2})
     rate: float = 1e-3
     monitor: str = "mask_AP"
+    anchors: tuple[int, ...] = (32, 64, 128, 256, 512)
+    precision: str = "fp32"
 
+
+SMALL_ANCHORS = (8, 16, 32, 64, 128)  # COCO's small objects are a few pixels wide in pictures this small
 
 EXPERIMENTS = {
     "pennfudan": Experiment(steps=500, shortest=192, batch=4),
-    "coco by heart": Experiment(steps=800, shortest=192, batch=2, augment={"flip_horizontal": 0.0}),
+    "coco by heart": Experiment(
+        steps=3000, shortest=256, batch=4, augment={"flip_horizontal": 0.0}, anchors=SMALL_ANCHORS, precision="bf16"
+    ),
     "lspet": Experiment(steps=600, shortest=128, batch=4, monitor="keypoint_AP"),
-    "coco people": Experiment(steps=300, shortest=192, batch=4, monitor="keypoint_AP"),
+    "coco people": Experiment(steps=400, shortest=192, batch=4, monitor="keypoint_AP", anchors=SMALL_ANCHORS),
 }
 
 
@@ -208,13 +214,13 @@ class TorchvisionDetector(InstanceModel):
         return Detections(fill("boxes", 4), fill("scores"), labels, valid, masks, points, logits, logits)
 
 
-def build_torchvision(classes: int, points: int) -> TorchvisionDetector:
+def build_torchvision(classes: int, points: int, anchors: tuple[int, ...]) -> TorchvisionDetector:
     """Build torchvision's detector with a ResNet-18 and thin parts."""
     stages = {f"layer{n}": str(n - 1) for n in range(1, 5)}
     backbone = BackboneWithFPN(resnet18(), stages, [64, 128, 256, 512], WIDTH)
     assert isinstance(backbone.body, IntermediateLayerGetter)
     common = {
-        "rpn_anchor_generator": AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5),
+        "rpn_anchor_generator": AnchorGenerator(tuple((size,) for size in anchors), ((0.5, 1.0, 2.0),) * 5),
         "box_head": TwoMLPHead(WIDTH * 49, BOX_WIDTH),
         "box_predictor": FastRCNNPredictor(BOX_WIDTH, classes + 1),
         "box_batch_size_per_image": SAMPLES,
@@ -229,15 +235,15 @@ def build_torchvision(classes: int, points: int) -> TorchvisionDetector:
     return TorchvisionDetector(network, classes, points)
 
 
-def build(convention: str | None, dataset: Dataset, points: int, seed: int) -> InstanceModel:
+def build(convention: str | None, dataset: Dataset, points: int, anchors: tuple[int, ...], seed: int) -> InstanceModel:
     """Return torchvision's detector, or ours with the same weights and the given conventions."""
     torch.manual_seed(seed)
-    theirs = build_torchvision(len(dataset.classes), points)
+    theirs = build_torchvision(len(dataset.classes), points, anchors)
     if convention is None:
         return theirs
     options: dict[str, Any] = {"encoder": "resnet18", "width": WIDTH, "box_width": BOX_WIDTH, "samples": SAMPLES}
     options |= {"mask_convs": MASK_CONVS, "keypoint_convs": KEYPOINT_CONVS, "keypoint_width": KEYPOINT_WIDTH}
-    options |= {"convention": convention, "masks": not points, "num_keypoints": points}
+    options |= {"anchors": list(anchors), "convention": convention, "masks": not points, "num_keypoints": points}
     ours = dl.create_model("mask_rcnn_resnet50_fpn", len(dataset.classes), **options)
     assert isinstance(ours, InstanceModel)
     ours.load_state_dict(from_torchvision(theirs.network.state_dict()))
@@ -264,7 +270,7 @@ def config_of(dataset: Dataset, experiment: Experiment, steps: int, seed: int, d
         "steps_per_epoch": steps,
         "batch": experiment.batch,
         "workers": 0,
-        "precision": "fp32",
+        "precision": experiment.precision,
         "tensorboard": False,
         "seed": seed,
         "device": device,
@@ -366,13 +372,14 @@ def main() -> None:
         config = config_of(dataset, experiment, steps, arguments.seed, arguments.device)
         outcomes: dict[str, dict[str, Any]] = {}
         for network in arguments.networks:
-            model = build(NETWORKS[network], dataset, points, arguments.seed)
-            out = arguments.runs / f"{name}-{network}-{steps}-{arguments.seed}".replace(", ", "-").replace(" ", "_").replace(
-                "'", ""
-            )
+            model = build(NETWORKS[network], dataset, points, experiment.anchors, arguments.seed)
+            out = arguments.runs / f"{name}-{network}-{len(dataset.splits['train'])}-{steps}-{arguments.seed}".replace(
+                ", ", "-"
+            ).replace(" ", "_").replace("'", "")
             seconds = step_seconds(model, dataset, config)
             outcomes[network] = run(model, dataset, config, out) | {"cpu_seconds_a_step": seconds}
             setting = {"training_pictures": len(dataset.splits["train"]), "steps": steps, "batch": config.batch}
+            setting |= {"anchors": experiment.anchors, "precision": config.precision}
             setting |= {"shortest": experiment.shortest, "parameters": sum(p.numel() for p in model.parameters())}
             report["sets"][name] = setting | summarise(outcomes, len(dataset.splits["val"]))
             print(f"{name}, {network}: {report['sets'][name]['networks'][network]['scores']}", flush=True)

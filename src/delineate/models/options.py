@@ -40,6 +40,7 @@ def check_options(build: Callable[..., nn.Module], num_classes: Any, options: Ma
                 "a list of whole numbers",
                 value is None or (isinstance(value, (list, tuple)) and all(map(_is_count, value))),
             ),
+            "Sequence[int]": ("a list of whole numbers", isinstance(value, (list, tuple)) and all(map(_is_count, value))),
             "Sequence[float]": ("a list of numbers", isinstance(value, (list, tuple)) and all(map(_is_number, value))),
             "Mapping[str, Any] | None": ("a table of options", value is None or isinstance(value, dict)),
         }[parameter.annotation]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -62,6 +62,7 @@ def mask_rcnn_fpn(
     stuff_width: int = 128,
     pooler: str = "roi_align",
     mode: str = "auto",
+    anchors: Sequence[int] = (32, 64, 128, 256, 512),
     samples: int = 512,
     convention: str = "detectron2",
 ) -> MaskRCNN:
@@ -95,6 +96,7 @@ def mask_rcnn_fpn(
         stuff_width: channels of their head.
         pooler: "roi_align", "roi_warp" or "roi_pool".
         mode: "mean" or "max" of a bin's points; "auto": as published, "max" for "roi_pool".
+        anchors: sizes of the first guesses in pixels, of the finest map first; smaller for small objects or pictures.
         samples: regions of a picture from which the heads learn in a step.
         convention: "detectron2", "torchvision" or "mmdetection", whose way of doing things is followed.
     """
@@ -105,12 +107,14 @@ def mask_rcnn_fpn(
     body = _encoder(encoder, in_channels, norm, norm_eps, stride_in_1x1, frozen_stages, pretrained)
     if tuple(body.reductions[-4:]) != (4, 8, 16, 32):
         raise ConfigError(f"encoder '{encoder}' has maps at {list(body.reductions)}, the pyramid needs 4, 8, 16 and 32")
+    if len(anchors) != 5:
+        raise ConfigError(f"'anchors' is {list(anchors)}, expected five sizes in pixels, one for each map of the pyramid")
     neck = choose(NECKS, pyramid, "pyramid")(body.channels[-4:], body.reductions[-4:], width, norm=make_norm)
     rpn = RPN(
         RPNHead(width, anchors=3, convs=rpn_convs),
         neck.reductions,
         chosen,
-        anchor_sizes=[[32], [64], [128], [256], [512]],
+        anchor_sizes=[[size] for size in anchors],
         training=Selection(before=2000, after=chosen.proposals_in_training),
         inference=Selection(before=1000, after=1000),
     )
