@@ -106,6 +106,15 @@ def test_splits_from_folders(tmp_path: Path, layout: str) -> None:
     assert {split: len(records) for split, records in dataset.splits.items()} == {"train": 2, "val": 2, "test": 2}
 
 
+def test_linked_folders_are_read(tmp_path: Path) -> None:
+    for folder, pixels in (("images", None), ("masks", binary())):
+        put(tmp_path / "elsewhere" / folder / "a.png", pixels)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / folder).symlink_to(tmp_path / "elsewhere" / folder, target_is_directory=True)
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data", target_is_directory=True)  # would never end
+    assert names(open_dataset(tmp_path / "data")) == {"all": ["a"]}
+
+
 def test_names_get_folders_where_stems_repeat(tmp_path: Path) -> None:
     for split in ("train", "test"):
         put(tmp_path / split / "image" / "00.png")

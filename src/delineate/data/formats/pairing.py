@@ -105,8 +105,9 @@ def read_folder_name(name: str) -> tuple[Role | None, str | None]:
 
 def _scan(root: Path) -> list[Found]:
     found = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__")))
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        visible = [name for name in subfolders if not name.startswith((".", "__"))]
+        subfolders[:] = sorted(name for name in visible if not _leads_back(Path(folder, name)))
         parts = Path(folder).relative_to(root).parts
         told = [read_folder_name(part) for part in parts]
         role: Role | None = next((r for r, _ in reversed(told) if r), None)
@@ -116,6 +117,11 @@ def _scan(root: Path) -> list[Found]:
             role = "skip"
         found += [_read_file_name(Path(folder, f), role, split, kept) for f in sorted(files) if is_image(Path(folder, f))]
     return found
+
+
+def _leads_back(path: Path) -> bool:
+    """Whether a folder is a link to one that holds it, which would never end."""
+    return path.is_symlink() and path.resolve() in path.parent.resolve().joinpath("x").parents
 
 
 def _read_file_name(path: Path, role: Role | None, split: str | None, folder: str) -> Found:
