@@ -198,7 +198,6 @@ def broken(**change: Any) -> list[dict[str, Any]]:
         ([], {"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}]}, "image id 1 is given twice"),
         ([], {"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category id 1 is given twice"),
         ([], {"categories": None}, "has no list 'categories'"),
-        ([{"segments_info": []}], {}, "is a panoptic file"),
     ],
 )
 def test_annotations_that_cannot_be_read(tmp_path: Path, annotations: list, more: dict, words: str) -> None:

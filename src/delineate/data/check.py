@@ -15,7 +15,14 @@ from delineate.data.dataset import Dataset, Instance, Record
 from delineate.data.decode import Array, missing, read_pixels, stored_orientation
 from delineate.data.formats.problems import Problems
 from delineate.data.geometry import crosses_itself, polygon_area
-from delineate.data.load import check_stated_size, has_extent, load_instance_map, load_object_classes, load_semantic
+from delineate.data.load import (
+    check_stated_size,
+    has_extent,
+    load_instance_map,
+    load_object_classes,
+    load_panoptic,
+    load_semantic,
+)
 from delineate.data.open import open_dataset
 from delineate.data.raster import rle_area, segmentation_rle
 from delineate.data.sample import IGNORE
@@ -175,6 +182,11 @@ def _check_label_map(dataset: Dataset, record: Record, size: tuple[int, int], re
             labels, _ = load_object_classes(label_map, record.image, ids, len(dataset.classes))
             result.objects = Counter(labels.tolist())
             empty = not ids.any()
+        elif label_map.kind == "panoptic":
+            picture = load_panoptic(label_map, record.image, size)
+            single = picture.labels[~picture.crowd]
+            result.objects = Counter(single[single < len(dataset.classes)].tolist())
+            empty = not picture.segments.any()
         else:
             classes = load_semantic(label_map, record.image, size, len(dataset.classes))
             result.pixels = np.bincount(classes.ravel(), minlength=IGNORE + 1)

@@ -45,7 +45,10 @@ def copy_paste(sample: Sample, other: Sample, rng: np.random.Generator) -> Sampl
     h, w = min(sample.size[0], other.size[0]), min(sample.size[1], other.size[1])
     part = front[:h, :w]
     image[:, :h, :w][:, part] = other.image.as_subclass(Tensor)[:, :h, :w][:, part]
-    return _join(replace(sample, image=tv_tensors.Image(image)), _covered(_objects(sample), front), pasted)
+    pasted_on = replace(sample, image=tv_tensors.Image(image))
+    if sample.semantic is not None:  # of panoptic data: 0 stands for all objects
+        pasted_on.semantic = tv_tensors.Mask(sample.semantic.as_subclass(Tensor).masked_fill(front, 0))
+    return _join(pasted_on, _covered(_objects(sample), front), pasted)
 
 
 def _objects(sample: Sample) -> _Objects:

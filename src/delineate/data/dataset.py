@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from delineate.skeleton import KeypointSchema
+
+if TYPE_CHECKING:
+    from delineate.data.formats.panoptic import PanopticRecord
 
 Polygon = list[float]  # x0, y0, x1, y1, ... in pixels
 Rle = dict[
@@ -30,15 +33,16 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class LabelMap:
-    """A picture of class ids or of object ids that lies beside the image."""
+    """A picture of class ids, of object ids or of segments that lies beside the image."""
 
     path: Path  # a file; for objects also a folder with a binary mask each
-    kind: Literal["semantic", "instance"]
+    kind: Literal["semantic", "instance", "panoptic"]
     frame: int = 0  # page of a multi-page TIFF
     # kind semantic: raw pixel value (or RGB colour) -> class id; None: the values are the ids. Others, 255 aside, are errors.
     # kind instance: raw values to rewrite, such as {255: 0} for VOC's void; all others are ids.
     values: dict[int | tuple[int, int, int], int] | None = None
     classes: LabelMap | None = None  # kind instance: a semantic picture that tells the class of each object; None: one class
+    segments: PanopticRecord | None = None  # kind panoptic: what the colours stand for; labels: things 0 to K - 1, then stuff
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +65,11 @@ class Dataset:
 
     root: Path
     format: str  # "png", "coco", "yolo", "voc", "cityscapes", "labelme", "object_masks"
-    kind: Literal["semantic", "instance", "keypoint"]  # what its truth is
-    classes: tuple[str, ...]  # semantic: index = id in the label map, background included; instance, keypoint: objects only
+    kind: Literal["semantic", "instance", "keypoint", "panoptic"]  # what its truth is
+    classes: tuple[str, ...]  # semantic: index = id in the label map, background included; others: objects only
     splits: dict[str, tuple[Record, ...]]  # "train", "val", "test"; a data set without splits has only "all"
     keypoints: KeypointSchema | None = None
+    stuff: tuple[str, ...] = ()  # panoptic: the classes of what is no object
     palette: tuple[tuple[int, int, int], ...] | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # what the source says beyond this, kept for writing and for checks
     notes: tuple[str, ...] = ()  # what was concluded while reading ("labels/*.png read as instance maps: ...")

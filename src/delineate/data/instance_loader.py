@@ -29,8 +29,9 @@ from delineate.weights.conventions import Conventions, Resize
 class InstanceSet(PictureSet):
     """Pictures with their objects, randomly resized and changed, for the training of a detector.
 
-    `masks`: with their outlines. Keypoints come with `conventions.keypoints`; `keypoint_offset` is added to those of the whole
-    picture, in pixels, where the detector's conventions ask for it.
+    `masks`: with their outlines. `stuff`: with the classes of pixels that a panoptic network learns. Keypoints come with
+    `conventions.keypoints`; `keypoint_offset` is added to those of the whole picture, in pixels, where the detector's
+    conventions ask for it.
     """
 
     def __init__(
@@ -41,10 +42,11 @@ class InstanceSet(PictureSet):
         conventions: Conventions,
         *,
         masks: bool = True,
+        stuff: bool = False,
         keypoint_offset: float = 0.0,
     ) -> None:
         super().__init__(dataset, records, config, conventions, train=True)
-        self.masks, self.keypoint_offset = masks, keypoint_offset
+        self.masks, self.stuff, self.keypoint_offset = masks, stuff, keypoint_offset
         self.resize = RandomResize(config.augment, conventions.resize or Resize(), conventions.keypoints)
 
     def presence(self) -> np.ndarray:
@@ -61,7 +63,8 @@ class InstanceSet(PictureSet):
         return [] if labels is None else labels.tolist()
 
     def _load(self, record: Record) -> Sample:
-        sample = load_objects(self.dataset, record, masks=self.masks, keypoints=self.conventions.keypoints is not None)
+        keypoints = self.conventions.keypoints is not None
+        sample = load_objects(self.dataset, record, masks=self.masks, keypoints=keypoints, stuff=self.stuff)
         if sample.keypoints is None or not self.keypoint_offset:
             return sample
         points = sample.keypoints.as_subclass(Tensor) + self.keypoint_offset

@@ -8,28 +8,43 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 
 from delineate.data.batch import InstanceBatch
 from delineate.data.dataset import Dataset, Instance, Record
-from delineate.data.load import has_extent, load_sample
+from delineate.data.decode import image_size
+from delineate.data.load import has_extent, load_panoptic, load_sample
+from delineate.data.panoptic import stuff_map, things_of
 from delineate.data.raster import segmentation_rle
-from delineate.data.sample import Sample
+from delineate.data.sample import IGNORE, Sample
+from delineate.errors import DataError
 from delineate.ops.instances import InstanceTargets
 
 MULTIPLE = 32
 """Heights and widths of batches are multiples of this, the stride of a detector's coarsest map."""
 
 
-def load_objects(dataset: Dataset, record: Record, *, masks: bool = True, keypoints: bool = False) -> Sample:
+def load_objects(
+    dataset: Dataset, record: Record, *, masks: bool = True, keypoints: bool = False, stuff: bool = False
+) -> Sample:
     """Decode a picture with its objects: boxes, labels, crowd, with `keypoints` those, and with `masks` their outlines.
+
+    `stuff`: also `semantic`, which is then the `stuff_map` of a panoptic picture; `DataError` where there is none.
 
     Outlines are `codes`, or `instance_map` where the data have such a map: never (N, H, W), which 300 objects on 12 megapixels
     would make 3.6 GB. Objects without extent are left out, as `load_sample` does.
     """
+    semantic = None
+    if record.label_map is not None and record.label_map.kind == "panoptic":
+        picture = load_panoptic(record.label_map, record.image, record.size or image_size(record.image, record.frame))
+        record = replace(record, label_map=None, instances=things_of(picture, len(dataset.classes)))
+        semantic = tv_tensors.Mask(torch.from_numpy(stuff_map(picture, len(dataset.classes)))) if stuff else None
+    elif stuff:
+        raise DataError(f"{record.image}: has no stuff beside its objects; give COCO's panoptic annotations, which have some")
     want = {"boxes", *(["keypoints"] if keypoints else [])}
     if record.instances is None:
         return load_sample(dataset, record, want | {"instance_map"} if masks else want)
-    sample = load_sample(dataset, record, want)
+    sample = replace(load_sample(dataset, record, want), semantic=semantic)
     if not masks:
         return sample
     outlines = [_outline(instance) for instance in record.instances if has_extent(instance)]
@@ -52,7 +67,8 @@ def make_instance_batch(pictures: Sequence[tuple[Tensor, Sample]], *, keypoint_o
 
     Zeros fill up pictures, masks and rows of objects: H and W are the largest of the pictures, rounded up to a multiple of 32,
     G the largest number of objects, at least 1. Boxes are cut at the picture's border; those without area (and NaN) are left
-    out. Crowd regions stay, as crowd. Keypoints that are not finite or lie outside the picture count as not labelled.
+    out. Crowd regions stay, as crowd. Keypoints that are not finite or lie outside the picture count as not labelled. Classes of
+    pixels are filled up with 255, which no loss counts.
     """
     kept = [(image, _proper(sample)) for image, sample in pictures]
     batch, rows = len(kept), max(1, *(_count(sample) for _, sample in kept)) if kept else 1
@@ -64,6 +80,7 @@ def make_instance_batch(pictures: Sequence[tuple[Tensor, Sample]], *, keypoint_o
     valid, crowd = torch.zeros(2, batch, rows, dtype=torch.bool)
     masks = None if first.masks is None else torch.zeros(batch, rows, height, width, dtype=torch.bool)
     points = None if first.keypoints is None else torch.zeros(batch, rows, first.keypoints.shape[1], 3)
+    semantic = None if first.semantic is None else torch.full((batch, height, width), IGNORE)
     for b, (image, sample) in enumerate(kept):
         n, (h, w) = _count(sample), image.shape[-2:]
         images[b, :, :h, :w] = image
@@ -73,8 +90,10 @@ def make_instance_batch(pictures: Sequence[tuple[Tensor, Sample]], *, keypoint_o
             masks[b, :n, :h, :w] = sample.masks  # pyright: ignore[reportArgumentType]
         if points is not None:
             points[b, :n] = _labelled_points(sample)
+        if semantic is not None:
+            semantic[b, :h, :w] = sample.semantic  # pyright: ignore[reportArgumentType]
     sizes = torch.tensor([image.shape[-2:] for image, _ in kept])
-    targets = InstanceTargets(boxes, labels, valid, crowd, masks, points)
+    targets = InstanceTargets(boxes, labels, valid, crowd, masks, points, semantic)
     return InstanceBatch(images, sizes, targets, tuple(sample.name for _, sample in kept))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torchvision import tv_tensors
 from delineate.data.dataset import Dataset, Instance, LabelMap, Record
 from delineate.data.decode import Array, decode_image, decode_labels, images_in, stored_orientation
 from delineate.data.formats.classes import Key
+from delineate.data.panoptic import PanopticMap, things_of
 from delineate.data.raster import decode_rle, segmentation_rle
 from delineate.data.sample import IGNORE, Sample
 from delineate.errors import ConfigError, DataError
@@ -36,6 +38,7 @@ def load_sample(dataset: Dataset, record: Record, want: Iterable[str] = ("semant
     check_stated_size(record, sample.size)
     if not want:
         return sample
+    record = with_things(dataset, record, sample.size)
     if record.label_map is not None and record.label_map.kind == "semantic":
         if wrong := want - {"semantic"}:
             raise DataError(f"{dataset.root}: holds classes, not objects, so there is no {' or '.join(sorted(wrong))}")
@@ -78,6 +81,22 @@ def load_instance_map(label_map: LabelMap, image: Path, size: tuple[int, int]) -
     return (np.cumsum(used) * used).astype(np.int32)[ids]
 
 
+def load_panoptic(label_map: LabelMap, image: Path, size: tuple[int, int]) -> PanopticMap:
+    """Read a picture of segments; labels below the number of the data set's classes are things, those from there on stuff."""
+    assert label_map.segments is not None
+    picture = label_map.segments.load()
+    _check_size(picture.segments, label_map.path, image, size)
+    return picture
+
+
+def with_things(dataset: Dataset, record: Record, size: tuple[int, int]) -> Record:
+    """Return the record of a picture of `size` with the objects of its panoptic label picture as a list; others as they are."""
+    if record.label_map is None or record.label_map.kind != "panoptic":
+        return record
+    picture = load_panoptic(record.label_map, record.image, size)
+    return replace(record, label_map=None, instances=things_of(picture, len(dataset.classes)))
+
+
 def load_object_classes(label_map: LabelMap, image: Path, ids: Array, num_classes: int) -> tuple[Array, Array | None]:
     """Return the label of each object of an instance map, `(N,)` indices into the classes, and the class picture `(H, W)`.
 
@@ -114,11 +133,15 @@ def _read_labels(label_map: LabelMap, image: Path, size: tuple[int, ...]) -> Arr
     if label_map.path.is_dir():
         return _read_object_masks(label_map.path, image, size)
     labels = decode_labels(label_map.path, label_map.frame)
+    _check_size(labels, label_map.path, image, size)
+    return labels
+
+
+def _check_size(labels: Array, path: Path, image: Path, size: tuple[int, ...]) -> None:
     if labels.shape[:2] != tuple(size):
         shape = f"{labels.shape[0]} x {labels.shape[1]}"
-        message = f"{label_map.path}: is {shape} (height x width), its image {image} is {size[0]} x {size[1]}; make them equal"
+        message = f"{path}: is {shape} (height x width), its image {image} is {size[0]} x {size[1]}; make them equal"
         raise DataError(message, kind="size mismatch")
-    return labels
 
 
 def _read_object_masks(folder: Path, image: Path, size: tuple[int, ...]) -> Array:

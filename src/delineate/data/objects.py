@@ -9,7 +9,7 @@ from scipy.ndimage import find_objects
 
 from delineate.data.dataset import Dataset, Instance, Record
 from delineate.data.decode import Array, image_size
-from delineate.data.load import load_instance_map, load_object_classes, load_semantic
+from delineate.data.load import load_instance_map, load_object_classes, load_semantic, with_things
 from delineate.data.raster import encode_mask
 from delineate.data.sample import IGNORE
 
@@ -30,15 +30,17 @@ def has_background(dataset: Dataset) -> bool:
 def record_objects(dataset: Dataset, record: Record) -> tuple[Instance, ...] | None:
     """Return the objects of a picture with their outlines; None where it has no truth.
 
-    Objects of an annotation file are returned as they are stored, those of an instance map as run-length codes. Of semantic
-    data, all pixels of a class are one object, and the pixels that do not count are one crowd region. Raises `DataError`
-    naming the file.
+    Objects of an annotation file are returned as they are stored, those of an instance map or a panoptic picture as run-length
+    codes. Of semantic data, all pixels of a class are one object, and the pixels that do not count are one crowd region. Raises
+    `DataError` naming the file.
     """
     if record.instances is not None:
         return record.instances
     if record.label_map is None:
         return None
     size = image_size(record.image, record.frame)
+    if record.label_map.kind == "panoptic":
+        return with_things(dataset, record, size).instances
     if record.label_map.kind == "semantic":
         return _class_regions(dataset, load_semantic(record.label_map, record.image, size, len(dataset.classes)))
     ids = load_instance_map(record.label_map, record.image, size)

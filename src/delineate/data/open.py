@@ -8,7 +8,7 @@ from pathlib import Path
 
 from delineate.data.dataset import Dataset, Record
 from delineate.data.decode import missing
-from delineate.data.formats import cityscapes, coco, labelme, object_masks, png, voc, yolo
+from delineate.data.formats import cityscapes, coco, coco_files, labelme, object_masks, png, voc, yolo
 from delineate.data.formats.problems import Problems
 from delineate.errors import ConfigError, DataError, suggest
 
@@ -28,8 +28,8 @@ def open_dataset(path: str | Path, format: str | None = None, problems: Problems
     """Read what a data set says, without decoding images; the format is recognised, or forced with `format`.
 
     `format` is one of png, coco, yolo, voc, cityscapes, labelme, object_masks; a variant may follow a colon: png:semantic,
-    png:instance, voc:instance, voc:boxes, coco:keypoint. With `problems` that collect, what can be skipped is noted
-    there instead of raised. Raises `DataError` naming the path, what was seen and what is expected; `ConfigError` for an
+    png:instance, voc:instance, voc:boxes, coco:keypoint, coco:panoptic. With `problems` that collect, what can be skipped is
+    noted there instead of raised. Raises `DataError` naming the path, what was seen and what is expected; `ConfigError` for an
     unknown format.
     """
     path = Path(path)
@@ -70,7 +70,7 @@ def recognise(path: Path) -> str:
         return "voc"
     if yolo.find_data_yaml(path):
         return "yolo"
-    if coco.find_coco_files(path):
+    if coco_files.find_coco_files(path):
         return "coco"
     if labelme.find_labelme_files(path):
         return "labelme"

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from delineate.data.dataset import Instance
+from delineate.data.raster import encode_mask, rle_area, rle_box
+from delineate.data.sample import IGNORE
 from delineate.errors import DataError
 
 
@@ -66,6 +69,29 @@ def panoptic_map(
     segment = np.where(present, np.cumsum(present, dtype=np.int32).reshape(present.shape), np.int32(0))
     segment[stuff] = segment[stuff, :1]  # whatever the map of objects says there
     return PanopticMap(segment.reshape(-1).take(code), np.nonzero(present)[0], np.zeros(int(present.sum()), bool))
+
+
+def things_of(picture: PanopticMap, num_things: int) -> tuple[Instance, ...]:
+    """Return the objects of a picture, crowds among them, with their outlines: the segments of classes below `num_things`."""
+    numbers = np.flatnonzero(picture.labels < num_things)
+    codes = [encode_mask(picture.segments == number + 1) for number in numbers]
+    return tuple(
+        Instance(int(picture.labels[n]), code, rle_box(code), crowd=bool(picture.crowd[n]), area=float(rle_area(code)))
+        for n, code in zip(numbers, codes, strict=True)
+    )
+
+
+def stuff_map(picture: PanopticMap, num_things: int) -> NDArray[np.uint8]:
+    """Return what the semantic head of a panoptic network learns, (H, W): 0 on things, s on the s-th kind of stuff, else 255.
+
+    Things are also crowds, and 255, which is not counted, is void: Detectron2's rule, with whose weights the classes agree.
+
+    >>> picture = PanopticMap(np.array([[0, 1, 2, 3]]), np.array([4, 10, 11]), np.zeros(3, bool))
+    >>> stuff_map(picture, num_things=10).tolist()
+    [[255, 0, 1, 2]]
+    """
+    kinds = np.maximum(picture.labels - num_things + 1, 0)
+    return np.append(IGNORE, kinds).astype(np.uint8)[picture.segments]
 
 
 def _highest(numbers: NDArray[Any], what: str) -> int:

@@ -24,7 +24,7 @@ class Sample:
     name: str  # unique in its data set, without a suffix: the stem that outputs are called by
     path: Path | None = None
     image_id: int | str | None = None
-    semantic: tv_tensors.Mask | None = None  # (H, W) uint8 class ids, IGNORE = not counted
+    semantic: tv_tensors.Mask | None = None  # (H, W) uint8 class ids, IGNORE = not counted; of `load_objects`: as `stuff_map`
     instance_map: tv_tensors.Mask | None = None  # (H, W) int32, 0 = background, 1..N = object n - 1 of `labels`
     masks: tv_tensors.Mask | None = None  # (N, H, W) bool, may overlap
     codes: tuple[Any, ...] | None = None  # N run-length codes in place of `masks`, which may fill the memory

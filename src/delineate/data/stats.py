@@ -47,7 +47,7 @@ class ObjectStatistics:
 class DatasetStatistics:
     """Numbers of a data set; those of pixels come from `sampled` pictures, evenly spread over all that have a truth."""
 
-    kind: Literal["semantic", "instance", "keypoint"]
+    kind: Literal["semantic", "instance", "keypoint", "panoptic"]
     classes: tuple[str, ...]  # Dataset.semantic_classes
     pictures: dict[str, int]  # of each split
     sampled: int

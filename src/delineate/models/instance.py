@@ -24,6 +24,7 @@ class InstanceModel(nn.Module, ABC):
     stride: int = 32  # H and W must be multiples of it
     has_masks: bool = False
     num_keypoints: int = 0  # of an object; 0: the network finds none
+    num_stuff: int = 0  # classes of what is no object, of panoptic networks; 0: it finds none
     detector_conventions: DetectorConventions
     architecture: dict[str, Any]  # "name", "num_classes", "options", from which `create_model` builds an equal one
 
@@ -31,6 +32,7 @@ class InstanceModel(nn.Module, ABC):
     score_threshold: float = 0.05  # of a detection
     nms_threshold: float = 0.5  # largest IoU of two detections of a class
     detections_per_image: int = 100
+    min_stuff_area: int = 4096  # pixels that a kind of stuff must have in a picture, of panoptic networks
 
     # Filled by `load_model`:
     classes: tuple[str, ...]

@@ -68,6 +68,7 @@ class MaskRCNN(InstanceModel):
         self.detector_conventions = conventions
         self.has_masks = mask_head is not None
         self.num_keypoints = 0 if keypoint_head is None else keypoint_head.keypoints
+        self.num_stuff = 0 if semantic_head is None else semantic_head.num_stuff
 
     def forward(
         self, images: Tensor, sizes: Tensor | None = None, targets: InstanceTargets | None = None

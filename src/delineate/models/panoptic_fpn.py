@@ -20,6 +20,7 @@ class SemanticHead(nn.Module):
 
     def __init__(self, in_channels: int, reductions: Sequence[int], num_stuff: int, *, width: int = 128) -> None:
         super().__init__()
+        self.num_stuff = num_stuff
         self.branch = SemanticBranch(in_channels, reductions, width, norm=partial(group_norm, groups=32))
         self.classifier = nn.Conv2d(width, num_stuff + 1, 1)
         for module in self.modules():

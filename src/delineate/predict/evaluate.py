@@ -48,7 +48,8 @@ def evaluate(
     Of a network that gives each pixel a class: numbers of pixels; for data of objects, where the network tells objects apart,
     also those of objects at fixed IoU, and COCO's of each of `iou_types`; those of the `families` asked for. Of a detector:
     COCO's numbers of masks, boxes and keypoints, whichever network and data both have, or of `iou_types`; precision-recall
-    curves, kinds of error, and objects at fixed IoU.
+    curves, kinds of error, and objects at fixed IoU; of a panoptic network on panoptic data also "pq", "sq", "rq" of all
+    classes, things and stuff.
 
     Bootstrap intervals over pictures unless `intervals` is None. `previews`: a folder for drawings of truth, prediction and
     errors of the worst, the best and some other pictures. `predictions`: a file for what a detector found, as COCO's list of

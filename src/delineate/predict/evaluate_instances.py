@@ -18,6 +18,7 @@ from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore
 from delineate.metrics.families import Families
 from delineate.predict.alignment import Alignment, match_record
 from delineate.predict.detections import CocoNumbers, CocoPair, DetectionOptions, coco_pair, errors_of
+from delineate.predict.panoptic_scores import PanopticMeasure
 from delineate.predict.pictures import Picture
 from delineate.predict.predictor import Predictor
 from delineate.predict.reading import RESULTS, Pairs
@@ -38,7 +39,8 @@ def evaluate_instances(
 ) -> Evaluation:
     """Predict `records`, which have a truth, and measure what was found; see `evaluate`.
 
-    `iou_types`: none for all that the network and the data have. `predictions`: a file for COCO's list of results.
+    `iou_types`: none for all that the network and the data have. Of a panoptic network and such data also PQ, SQ and RQ.
+    `predictions`: a file for COCO's list of results.
     """
     dataset, network = alignment.dataset, predictor.instances
     if strange := [name for name, value in families.items() if name != "boundary" and value not in (None, False, ())]:
@@ -46,13 +48,20 @@ def evaluate_instances(
     evaluator = Evaluator(dataset.semantic_classes, objects=True, pixels=False)
     assert evaluator.objects is not None
     truths = [alignment.truth(record) for record in records]
+    panoptic = None
+    if dataset.stuff and network.has_masks and network.num_stuff:
+        panoptic = PanopticMeasure(dataset, alignment.labels, predictor.conventions.stuff)
+        evaluator.notes += panoptic.notes
     kinds = _chosen_types(iou_types, predictor, dataset, truths, boundary=families.get("boundary", False))
     found: list[Record] = []
     pictures = (Picture(record.image, record.frame, record.name) for record in records)
-    for truth, results in zip(truths, network.predict_all(pictures, score_threshold=0.0), strict=True):
+    answers = network.predict_all(pictures, score_threshold=0.0)
+    for record, truth, results in zip(records, truths, answers, strict=True):
         found.append(alignment.found(truth, results))
         matched = match_record(truth, found[-1], network.score_threshold)
         numbers = evaluator.objects.update_pairs({label + 1: one.pairs for label, one in matched.items()})
+        if panoptic is not None:
+            numbers |= panoptic.update(record, results)
         evaluator.images.append(ImageScore(truth.name, str(truth.image), numbers))
         evaluator.seconds += results.seconds
     evaluator.notes += alignment.notes
@@ -61,6 +70,8 @@ def evaluate_instances(
     )
     pair = _as_coco(dataset, split, tuple(truths), tuple(found))
     _include(evaluator, dataset, pair, kinds)
+    if panoptic is not None:
+        evaluator.include(panoptic.numbers())
     if predictions is not None:
         write_json(predictions, _with_ids_of(dataset, pair))
     return evaluator.finish(split, intervals=intervals)

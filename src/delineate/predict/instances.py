@@ -42,7 +42,8 @@ class InstancePredictor:
     ) -> None:
         self.classes, self.conventions = tuple(model.classes), model.conventions
         self.detector_conventions = model.detector_conventions
-        self.has_masks, self.num_keypoints = model.has_masks, model.num_keypoints
+        self.has_masks, self.num_keypoints, self.num_stuff = model.has_masks, model.num_keypoints, model.num_stuff
+        self.min_stuff_area = model.min_stuff_area
         self.score_threshold, self.batch = score_threshold, batch
         self.network = DetectingNetwork(
             model, device=device, precision=precision, score_threshold=score_threshold, compile=compile
@@ -132,7 +133,8 @@ class InstancePredictor:
             return None
         height, width = entry.prepared.pixels.shape[1:]
         semantic = semantic_classes(found.semantic, (height, width), entry.size)
-        return merge_panoptic(masks.crops(), found.scores[kept], found.labels[kept], semantic, len(self.classes))
+        scores, labels = found.scores[kept], found.labels[kept]
+        return merge_panoptic(masks.crops(), scores, labels, semantic, len(self.classes), min_stuff_area=self.min_stuff_area)
 
     def _keypoints(self, found: Detections, scale: Tensor) -> Tensor:
         """Points (N, K, 3) as the data's annotations mean them, with the score that the network's source gives them."""

@@ -19,7 +19,14 @@ from delineate.data.formats.names import flat_names, shortest_names
 from delineate.data.formats.problems import Problems, read_json
 from delineate.data.formats.survey import Page, infer_classes, looks_like_instances, survey_values
 from delineate.data.formats.yolo import find_data_yaml, read_labels, read_names
-from delineate.data.load import has_extent, instance_mask, load_instance_map, load_object_classes, load_semantic
+from delineate.data.load import (
+    has_extent,
+    instance_mask,
+    load_instance_map,
+    load_object_classes,
+    load_semantic,
+    with_things,
+)
 from delineate.data.open import open_dataset
 from delineate.data.sample import IGNORE
 from delineate.errors import DataError
@@ -37,6 +44,7 @@ def read_labelling(dataset: Dataset, record: Record, image: Path, size: tuple[in
     earlier ones, those with a higher score over those with a lower, and crowd regions, under all, are not counted. Raises
     `DataError` where sizes differ or a value is no class.
     """
+    record = with_things(dataset, record, size)
     if record.instances is not None:
         return _paint(record, size, threshold)
     if record.label_map is None:
@@ -82,16 +90,6 @@ def open_truth(path: Path, format: str | None = None, classes: Sequence[str] | N
     if len(classes) != expected:
         raise DataError(f"{path}: has {expected} classes ({', '.join(dataset.classes)}), but {len(classes)} names are given")
     return replace(dataset, classes=tuple(classes))
-
-
-def is_panoptic_file(path: Path) -> bool:
-    """Whether a JSON file looks like COCO's panoptic format, by its beginning and end."""
-    if path.suffix.lower() != ".json" or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        text = file.read(1 << 16)
-        file.seek(max(0, path.stat().st_size - (1 << 16)))
-        return b'"segments_info"' in text + file.read()
 
 
 def _holds_labels_only(path: Path) -> bool:

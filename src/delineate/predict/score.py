@@ -5,29 +5,30 @@ It lies beside `evaluate` and not in `metrics`, because it reads what `delineate
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 
 from delineate.data.dataset import Dataset
+from delineate.data.formats.panoptic import is_panoptic_file
 from delineate.data.sample import IGNORE
 from delineate.errors import DataError
-from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Draws, Resampling
+from delineate.metrics.bootstrap import DEFAULT_RESAMPLING, Resampling
 from delineate.metrics.comparison import ComparedScores, compare_evaluators
 from delineate.metrics.evaluation import Evaluation, Evaluator, ImageScore, Kind
 from delineate.metrics.families import Families, make_measures
 from delineate.metrics.measures import Labelling
-from delineate.metrics.panoptic import PanopticScores, score_panoptic_files
+from delineate.metrics.panoptic import score_panoptic_files
 from delineate.predict.detections import CocoNumbers, CocoPair, DetectionOptions, coco_pair, errors_of, only_boxes
 from delineate.predict.objects import extract_objects
+from delineate.predict.panoptic_scores import PanopticNumbers
 from delineate.predict.reading import (
     ObjectsFrom,
     Pairs,
     align_classes,
-    is_panoptic_file,
     naming,
     open_predictions,
     open_truth,
@@ -199,35 +200,6 @@ def _measure_panoptic(predictions: Path, truth: Path, options: ScoreOptions) -> 
         numbers = {name: float(score[n]) for family in families for name, score in family.of_pictures().items()}
         evaluator.images.append(ImageScore(str(image_id), None, numbers))
     return _Measured(evaluator, "all", "panoptic")
-
-
-@dataclass(frozen=True, slots=True)
-class PanopticNumbers:
-    """Panoptic quality of files as numbers that an `Evaluator` takes up."""
-
-    found: PanopticScores
-    prefix: str = ""
-
-    @property
-    def summary(self) -> dict[str, float]:
-        """PQ, SQ and RQ of all pictures: of all classes, things and stuff."""
-        return self._named(self.found.quality.summary())
-
-    @property
-    def per_class(self) -> list[dict[str, Any]]:
-        """A row a class; of boundaries none, because they have the same names."""
-        return [] if self.prefix else self.found.quality.per_class(self.found.classes)
-
-    def scores(self, draws: Draws) -> dict[str, Any]:
-        """Scores of the pictures, drawn as often as `draws` (R, N) says."""
-        return self._named(self.found.scores(draws))
-
-    def of_pictures(self) -> dict[str, Any]:
-        """The numbers of each picture, (N,)."""
-        return self._named(self.found.quality.with_sums(self.found.sums).means())
-
-    def _named(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
-        return {f"{self.prefix}{name}": value for name, value in numbers.items()}
 
 
 def _translated(labelling: Labelling, lookup: np.ndarray) -> Labelling:

@@ -78,6 +78,8 @@ def _choices(
 
 
 def _what(config: TrainConfig, dataset: Dataset) -> str:
+    if config.model.options.get("num_stuff"):
+        return "objects and stuff"
     return "objects and their points" if dataset.keypoints is not None else "single objects, which may overlap"
 
 
@@ -102,7 +104,9 @@ def _fit(
     room = f"{gibibytes(need.total(batch))} of the {gibibytes(machine.memory)} that are free"
     why = f"pictures of {padded[0]} x {padded[1]} with {room}"
     config = with_changes(config, batch=batch)
-    pictures = InstanceSet(dataset, dataset.splits["train"], config, task.conventions, masks=task.model.has_masks)
+    stuff = task.model.num_stuff > 0
+    records = dataset.splits["train"]
+    pictures = InstanceSet(dataset, records, config, task.conventions, masks=task.model.has_masks, stuff=stuff)
     step = probe.seconds(batch)
     validation = step / (2 * batch) * statistics.pictures["val"]  # a forward pass, of more regions than in training
     pace = Pace(step, patch_time(pictures), validation, machine.cores, shared=machine.device.type == "cpu")

@@ -46,6 +46,9 @@ def choose_options(dataset: Dataset, model: str, defaults: dict[str, Any]) -> tu
     if defaults.get("num_keypoints") and dataset.keypoints is not None:
         options["num_keypoints"] = len(dataset.keypoints.names)
         reasons["model.options.num_keypoints"] = f"the data mark {len(dataset.keypoints.names)} points of an object"
+    if defaults.get("num_stuff") and dataset.stuff:
+        options["num_stuff"] = len(dataset.stuff)
+        reasons["model.options.num_stuff"] = f"the data tell {len(dataset.stuff)} kinds of stuff apart"
     return options, reasons
 
 

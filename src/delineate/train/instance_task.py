@@ -19,7 +19,7 @@ from delineate.errors import ConfigError, DataError
 from delineate.models.instance import InstanceModel
 from delineate.models.zoo import MODELS
 from delineate.train.build import build_model
-from delineate.train.validate_instances import InstanceValidation
+from delineate.train.validate_instances import InstanceValidation, measures_panoptic
 from delineate.weights.conventions import Conventions, Resize
 
 
@@ -35,12 +35,14 @@ class InstanceTask:
             model, start = build_model(config, len(self.classes), fresh=fresh, conventions=_conventions(config, dataset))
             self.notes += tuple(start)
         self.model = cast("InstanceModel", model)
-        self.conventions = _conventions(config, dataset, points=self.model.num_keypoints)
+        self.conventions = _conventions(config, dataset, points=self.model.num_keypoints, stuff=self.model.num_stuff)
         _check_truth(self.model, dataset)
 
     @property
     def monitor(self) -> str:
-        """The average precision of the most that is found of an object."""
+        """The average precision of the most that is found of an object; of panoptic networks their quality."""
+        if measures_panoptic(self.model):
+            return "pq"
         return "keypoint_AP" if self.model.num_keypoints else "mask_AP" if self.model.has_masks else "box_AP"
 
     def loader(self, *, rank: int, world: int) -> PatchLoader:
@@ -52,6 +54,7 @@ class InstanceTask:
             self.config,
             self.conventions,
             masks=self.model.has_masks,
+            stuff=self.model.num_stuff > 0,
             keypoint_offset=conventions.keypoint_offset,
         )
         return make_instance_loader(pictures, rank=rank, world=world)
@@ -69,12 +72,13 @@ class InstanceTask:
 
 
 def detector_options(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-    """Return `config.model.options` with as many keypoints as the data have, where the network finds some."""
+    """Return `config.model.options` with as many keypoints and kinds of stuff as the data have, where it finds some."""
     options = dict(config.model.options)
-    parameters = inspect.signature(MODELS[config.model.name]).parameters
-    usual = parameters["num_keypoints"].default if "num_keypoints" in parameters else 0
-    if dataset.keypoints is not None and usual:
+    usual = {name: parameter.default for name, parameter in inspect.signature(MODELS[config.model.name]).parameters.items()}
+    if dataset.keypoints is not None and usual.get("num_keypoints"):
         options.setdefault("num_keypoints", len(dataset.keypoints.names))
+    if dataset.stuff and usual.get("num_stuff"):
+        options.setdefault("num_stuff", len(dataset.stuff))
     return options
 
 
@@ -82,7 +86,7 @@ def _with_options(config: TrainConfig, options: dict[str, Any]) -> TrainConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"options": options})})
 
 
-def _conventions(config: TrainConfig, dataset: Dataset, points: int = 0) -> Conventions:
+def _conventions(config: TrainConfig, dataset: Dataset, points: int = 0, stuff: int = 0) -> Conventions:
     """What the detector reads and answers."""
     content = config.input.model_dump()
     resize = content.pop("resize")
@@ -91,6 +95,7 @@ def _conventions(config: TrainConfig, dataset: Dataset, points: int = 0) -> Conv
         outputs="instances",
         resize=Resize(**resize) if resize is not None else Resize(),
         keypoints=dataset.keypoints if points else None,
+        stuff=dataset.stuff if stuff else (),
     )
 
 
@@ -126,6 +131,16 @@ def _check_truth(model: InstanceModel, dataset: Dataset) -> None:
         raise DataError(
             f"{dataset.root}: some objects have a box but no outline, so '{name}' cannot learn masks; add outlines, or set "
             "model.options.masks=false"
+        )
+    if model.num_stuff and not dataset.stuff:
+        raise DataError(
+            f"{dataset.root}: has no stuff beside its objects, from which '{name}' learns; give COCO's panoptic JSON or "
+            "--format coco:panoptic, or choose mask_rcnn_resnet50_fpn"
+        )
+    if model.num_stuff and model.num_stuff != len(dataset.stuff):
+        raise DataError(
+            f"{dataset.root}: has {len(dataset.stuff)} kinds of stuff, '{name}' finds {model.num_stuff}; leave "
+            "model.options.num_stuff away"
         )
     points = len(dataset.keypoints.names) if dataset.keypoints is not None else 0
     if model.num_keypoints and model.num_keypoints != points:

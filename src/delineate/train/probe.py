@@ -148,6 +148,7 @@ class InstanceProbe(Probe):
         boxes = torch.cat([corners, corners + 0.3], -1) * torch.tensor([width, height, width, height])
         points = torch.ones(*rows, self.task.model.num_keypoints, 3) * boxes[..., None, :2].mean(-1, keepdim=True)
         points[..., 2] = 2
+        stuff = self.task.model.num_stuff
         targets = InstanceTargets(
             boxes,
             labels=torch.randint(0, len(self.task.classes), rows, generator=generator),
@@ -155,6 +156,7 @@ class InstanceProbe(Probe):
             crowd=torch.zeros(rows, dtype=torch.bool),
             masks=torch.ones(*rows, *size, dtype=torch.bool) if self.task.model.has_masks else None,
             keypoints=points if self.task.model.num_keypoints else None,
+            semantic=torch.randint(0, stuff + 1, (count, *size), generator=generator) if stuff else None,
         )
         images = images.to(memory_format=torch.channels_last)
         return InstanceBatch(images, torch.tensor([size] * count), targets).to(self.device)

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from delineate.data.dataset import Dataset, Instance, Record
 from delineate.data.decode import image_size
+from delineate.data.formats.coco_files import (
+    NO_TRUTH,
+    choose_files,
+    find_coco_files,
+    image_folder,
+    named_apart,
+    read_image,
+    read_images,
+    split_of,
+)
+from delineate.data.formats.coco_panoptic import read_coco_panoptic
 from delineate.data.formats.coco_rows import sound_rows
-from delineate.data.formats.names import shortest_names
-from delineate.data.formats.pairing import read_folder_name
+from delineate.data.formats.panoptic import is_panoptic_file
 from delineate.data.formats.problems import Problems, read_json
 from delineate.data.formats.writing import copy_image, named_records
 from delineate.data.objects import object_classes, record_objects
@@ -21,34 +30,20 @@ from delineate.errors import DataError
 from delineate.files import write_json
 from delineate.skeleton import COCO_PERSON, KeypointSchema
 
-VARIANTS = ("instance", "keypoint")
-_NO_TRUTH = "image_info_"  # how COCO calls a list of test images
-_IMAGE_KEYS = {"id", "file_name", "height", "width"}
+VARIANTS = ("instance", "keypoint", "panoptic")
 _OBJECT_KEYS = {"id", "image_id", "category_id", "segmentation", "bbox", "area", "iscrowd", "keypoints", "num_keypoints"}
 
 
-def is_coco_file(path: Path) -> bool:
-    """Whether a JSON file looks like COCO annotations, by its beginning and end."""
-    if path.suffix.lower() != ".json":
-        return False
-    with path.open("rb") as file:
-        head = file.read(65536)
-        file.seek(max(0, path.stat().st_size - 65536))
-        text = head + file.read()
-    return b'"shapes"' not in text and any(key in text for key in (b'"annotations"', b'"categories"', b'"images"'))
-
-
-def find_coco_files(folder: Path) -> list[Path]:
-    """Return the COCO files of a folder, of its `annotations/`, or of its split folders."""
-    for pattern in ("annotations/*.json", "*.json", "*/*.json"):
-        if files := [path for path in sorted(folder.glob(pattern)) if is_coco_file(path)]:
-            return files
-    return []
-
-
 def read_coco(path: Path, variant: str | None, problems: Problems) -> Dataset:
-    """Read an annotation file with the images beside it, or a folder with one file for each split (`instances_*` first)."""
-    files = _choose(path, find_coco_files(path), variant) if path.is_dir() else {_split_of(path): path}
+    """Read an annotation file with the images beside it, or a folder with one file for each split (`instances_*` first).
+
+    Panoptic files are read where nothing else is there, and with the `variant` "panoptic".
+    """
+    found = find_coco_files(path) if path.is_dir() else [path]
+    panoptic = [file for file in found if is_panoptic_file(file)]
+    if variant == "panoptic" or (variant is None and panoptic == found):
+        return read_coco_panoptic(path, panoptic, problems)
+    files = choose_files(path, found, variant) if path.is_dir() else {split_of(path): path}
     contents = {split: _read_content(file, problems) for split, file in files.items()}
     categories = _categories(files, contents)
     index = {category["id"]: i for i, category in enumerate(categories)}
@@ -69,7 +64,7 @@ def read_coco(path: Path, variant: str | None, problems: Problems) -> Dataset:
         format="coco",
         kind="keypoint" if has_points and variant != "instance" else "instance",
         classes=tuple(str(category["name"]) for category in categories),
-        splits=_named_apart(splits),
+        splits=named_apart(splits),
         keypoints=schema,
         extra={"categories": categories, **{key: first[key] for key in ("info", "licenses") if key in first}},
         notes=tuple(notes),
@@ -97,38 +92,9 @@ def write_coco(dataset: Dataset, out: Path, variant: str | None) -> None:
     for split, content in contents.items():
         name = f"{prefix}_{split}.json"
         if all(r.instances is None and r.label_map is None for r in dataset.splits[split]):
-            name = f"{_NO_TRUTH}{split}.json"
+            name = f"{NO_TRUTH}{split}.json"
             del content["annotations"]
         write_json(out / "annotations" / name, {**content, "categories": categories})
-
-
-def _choose(folder: Path, files: list[Path], variant: str | None) -> dict[str, Path]:
-    """Pick one file for each split: `instances_*` where there are such, `person_keypoints_*` if asked for.
-
-    `image_info_*` lists images without truth; it serves splits that no other file is for.
-    """
-    untold = [f for f in files if f.name.startswith(_NO_TRUTH)]
-    files = [f for f in files if not f.name.startswith(("panoptic_", "captions_", "stuff_", _NO_TRUTH))]
-    for prefix in ("person_keypoints_" if variant == "keypoint" else "instances_", "person_keypoints_"):
-        if preferred := [f for f in files if f.name.startswith(prefix)]:
-            files = preferred
-            break
-    chosen: dict[str, Path] = {}
-    for file in files:
-        split = _split_of(file)
-        if split in chosen:
-            raise DataError(f"{folder}: {chosen[split].name} and {file.name} are both for '{split}'; give one of them by path")
-        chosen[split] = file
-    for file in untold:
-        chosen.setdefault(_split_of(file), file)
-    if not chosen:
-        raise DataError(f"{folder}: has no COCO annotations; expected annotations/instances_train.json or the like")
-    return {split: chosen[split] for split in ("train", "val", "test", "all") if split in chosen}
-
-
-def _split_of(file: Path) -> str:
-    """Return the split that a file's name, or else its folder's, tells; "all" if neither does."""
-    return read_folder_name(file.stem)[1] or read_folder_name(file.parent.name)[1] or "all"
 
 
 def _read_content(file: Path, problems: Problems) -> dict[str, Any]:
@@ -137,13 +103,13 @@ def _read_content(file: Path, problems: Problems) -> dict[str, Any]:
         raise DataError(f"{file}: is a list (COCO results?), expected annotations with images, annotations and categories")
     if not isinstance(content, dict):
         raise DataError(f"{file}: is {content!r:.60}, expected COCO annotations with images, annotations and categories")
-    without = file.name.startswith(_NO_TRUTH)
+    without = file.name.startswith(NO_TRUTH)
     for key in ("images", "categories") if without else ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise DataError(f"{file}: has no list '{key}'; expected COCO annotations with images, annotations and categories")
     content = sound_rows(file, content, problems)
     if any("segments_info" in a for a in content.get("annotations", [])[:1]):
-        raise DataError(f"{file}: is a panoptic file; give the instances_*.json")
+        raise DataError(f"{file}: is a panoptic file; give the instances_*.json, or leave the variant away")
     return content
 
 
@@ -192,10 +158,10 @@ def flip_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
 def _read_records(
     file: Path, content: dict[str, Any], index: dict[Any, int], schema: KeypointSchema | None, problems: Problems
 ) -> tuple[tuple[Record, ...], list[str]]:
-    images = _read_images(file, content["images"], problems)
-    folder, notes = _image_folder(file, [image["file_name"] for image in images.values()])
+    images = read_images(file, content["images"], problems)
+    folder, notes = image_folder(file, [image["file_name"] for image in images.values()])
     if "annotations" not in content:
-        return tuple(_read_image(folder, image, None) for image in images.values()), notes
+        return tuple(read_image(folder, image, None) for image in images.values()), notes
     objects: dict[Any, list[Instance]] = {image_id: [] for image_id in images}
     seen: set[Any] = set()
     strays = []
@@ -211,27 +177,7 @@ def _read_records(
         stray = f"{len(strays)} annotations are of images that are not listed, such as {strays[0]!r}"
         problems.warn("annotation", file, stray)
         notes.append(f"{file.name}: {stray}; they are left out")
-    return tuple(_read_image(folder, image, tuple(objects[image_id])) for image_id, image in images.items()), notes
-
-
-def _read_images(file: Path, listed: list[Any], problems: Problems) -> dict[Any, dict[str, Any]]:
-    images: dict[Any, dict[str, Any]] = {}
-    for image in listed:
-        if not isinstance(image, dict) or "id" not in image or "file_name" not in image:
-            problems.error("annotation", file, f"an image lacks 'id' or 'file_name': {str(image)[:60]}")
-        elif image["id"] in images:
-            problems.error("duplicate id", file, f"the image id {image['id']} is given twice")
-        else:
-            images[image["id"]] = image
-    return images
-
-
-def _read_image(folder: Path, image: dict[str, Any], objects: tuple[Instance, ...] | None) -> Record:
-    size = (int(image["height"]), int(image["width"])) if image.get("height") and image.get("width") else None
-    extra = {key: value for key, value in image.items() if key not in _IMAGE_KEYS}
-    return Record(
-        image["file_name"], folder / image["file_name"], size=size, image_id=image["id"], instances=objects, extra=extra
-    )
+    return tuple(read_image(folder, image, tuple(objects[image_id])) for image_id, image in images.items()), notes
 
 
 def _read_object(
@@ -268,31 +214,6 @@ def _read_object(
         id=annotation.get("id"),
         extra={key: value for key, value in annotation.items() if key not in _OBJECT_KEYS},
     )
-
-
-def _image_folder(file: Path, names: list[str]) -> tuple[Path, list[str]]:
-    """Return the folder that the file names are relative to: the first of the usual places that has one of the images."""
-    beside, above = file.parent, file.parent.parent
-    words = file.stem.split("_")
-    # instances_val2014_100 may lie with val2014_100/ or val2014/, person_keypoints_val2017 with val2017/
-    tails = ["_".join(words[i:j]) for i in range(1, len(words)) for j in range(len(words), i, -1)]
-    places = [base / tail for tail in ("", "images") for base in (beside, above)]
-    places += [base / tail for tail in tails for base in (above, above / "images", beside, beside / "images")]
-    split = _split_of(file)
-    places += [base / split for base in (above, above / "images", beside, beside / "images")]
-    for place in places:
-        if any((place / name).is_file() for name in names[:20]):
-            return place, []
-    return places[0], [
-        f"{file.name}: its images were not found beside it, nor in {', '.join(tails[:1]) or 'images'}/"
-    ] if names else []
-
-
-def _named_apart(splits: dict[str, tuple[Record, ...]]) -> dict[str, tuple[Record, ...]]:
-    """Name the records by stem, with folders and the split in front where stems repeat."""
-    paths = [(split, *PurePosixPath(r.name).with_suffix("").parts) for split, records in splits.items() for r in records]
-    names = iter(shortest_names(paths))
-    return {split: tuple(replace(record, name=next(names)) for record in records) for split, records in splits.items()}
 
 
 def _objects(dataset: Dataset, record: Record) -> tuple[Instance, ...]:

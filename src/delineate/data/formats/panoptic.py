@@ -19,7 +19,7 @@ from delineate.errors import DataError
 _IDS = 1 << 24  # an id is a colour: red + 256 green + 256^2 blue; 0 is void
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PanopticRecord:
     """One picture's segments as the JSON lists them, and where its PNG lies."""
 
@@ -62,6 +62,7 @@ class PanopticFile:
     classes: tuple[str, ...]
     things: NDArray[np.bool_]  # (K,) countable objects; the others are stuff
     records: Mapping[Any, PanopticRecord]
+    images: tuple[dict[str, Any], ...] = ()  # the rows of the pictures, as far as the file lists some
 
 
 def read_panoptic(path: str | Path, folder: str | Path | None = None, truth: PanopticFile | None = None) -> PanopticFile:
@@ -86,7 +87,17 @@ def read_panoptic(path: str | Path, folder: str | Path | None = None, truth: Pan
         if record.image_id in records:
             raise DataError(f"{path}: the picture {record.image_id!r} is given twice; give each once")
         records[record.image_id] = record
-    return PanopticFile(path, ids, classes, things, records)
+    return PanopticFile(path, ids, classes, things, records, tuple(content.get("images") or ()))
+
+
+def is_panoptic_file(path: Path) -> bool:
+    """Whether a JSON file looks like COCO's panoptic format, by its beginning and end."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        text = file.read(1 << 16)
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        return b'"segments_info"' in text + file.read()
 
 
 def _categories(path: Path, content: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[str, ...], NDArray[np.bool_]]:
