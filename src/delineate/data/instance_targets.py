@@ -67,8 +67,8 @@ def make_instance_batch(pictures: Sequence[tuple[Tensor, Sample]], *, keypoint_o
 
     Zeros fill up pictures, masks and rows of objects: H and W are the largest of the pictures, rounded up to a multiple of 32,
     G the largest number of objects, at least 1. Boxes are cut at the picture's border; those without area (and NaN) are left
-    out. Crowd regions stay, as crowd. Keypoints that are not finite or lie outside the picture count as not labelled. Classes of
-    pixels are filled up with 255, which no loss counts.
+    out. Crowd regions stay, as crowd. Keypoints that are not finite or lie outside the picture count as not labelled. Classes
+    of pixels are filled up with 255, which no loss counts.
     """
     kept = [(image, _proper(sample)) for image, sample in pictures]
     batch, rows = len(kept), max(1, *(_count(sample) for _, sample in kept)) if kept else 1
