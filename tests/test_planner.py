@@ -19,6 +19,7 @@ from PIL import Image
 
 from delineate.config import (
     LossTerm,
+    ResizeConfig,
     load_config,
 )
 from delineate.data import make_blobs_dataset, open_dataset, split_dataset
@@ -419,6 +420,18 @@ def test_sizes_of_detectors_show_small_objects(height: int, width: int, diameter
     assert "diameter" in reasons["input.resize"]
 
 
+@given(diameter=st.floats(0.5, 3000), side=st.integers(32, 1200))
+def test_anchors_of_detectors_reach_small_objects(diameter: float, side: int) -> None:
+    statistics = replace(CELLS, size_median=(side, 2 * side), objects=replace(OBJECTS, diameter=(diameter,) * 5))
+    usual = [32, 64, 128, 256, 512]
+    anchors, reasons = instance_rules.choose_anchors(statistics, ResizeConfig(shortest=2 * side, longest=4 * side), usual)
+    assert [size // anchors[0] for size in anchors] == [1, 2, 4, 8, 16]
+    assert anchors[0] in (8, 16, 32)
+    assert anchors[0] <= 2 * diameter or anchors[0] == 8
+    assert anchors[0] == 32 or anchors[0] > diameter  # no smaller than needed
+    assert bool(reasons) == (anchors != usual)
+
+
 def test_long_runs_of_detectors_follow_what_is_published() -> None:
     long, _ = instance_rules.choose_optimizer(16, 90_000)
     assert (long.name, long.lr, long.schedule, long.warmup_steps) == ("sgd", 0.02, "multi_step", 1000)
@@ -446,7 +459,7 @@ def test_plans_of_detectors(tmp_path: Path) -> None:
     data = make_blobs_dataset(tmp_path / "data", 5, (64, 80), kind="instance", channels=3)
     proposal = small_plan(data, model="mask_rcnn_resnet50_fpn", memory=64 << 30)
     config = proposal.config
-    assert config.model.options == {"norm": "group"}
+    assert config.model.options == {"norm": "group", "anchors": [16, 32, 64, 128, 256]}  # blobs are small
     assert config.input.resize is not None
     assert config.input.resize.shortest == 128  # twice the picture
     assert config.augment.shortest

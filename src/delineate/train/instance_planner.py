@@ -56,7 +56,7 @@ def _choices(
     inputs, reasons = rules.choose_input(statistics)
     resize, why_resize = instance_rules.choose_resize(statistics, fast=machine.fast)
     defaults = {name: parameter.default for name, parameter in inspect.signature(MODELS[model]).parameters.items()}
-    options, why_options = instance_rules.choose_options(dataset, model, defaults)
+    options, why_options = instance_rules.choose_options(dataset, statistics, resize, defaults)
     orientation = rules.find_orientation(dataset, statistics, dataset.splits["train"])
     masks = bool(defaults.get("masks")) and options.get("masks", True)
     augment, why_augment = instance_rules.choose_augmentation(statistics, resize, orientation, fast=machine.fast, masks=masks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -32,7 +33,24 @@ def choose_resize(statistics: DatasetStatistics, *, fast: bool) -> tuple[ResizeC
     return ResizeConfig(shortest=side, longest=longest), {"input.resize": why}
 
 
-def choose_options(dataset: Dataset, model: str, defaults: dict[str, Any]) -> tuple[dict[str, Any], Reasons]:
+def choose_anchors(statistics: DatasetStatistics, resize: ResizeConfig, usual: Sequence[int]) -> tuple[list[int], Reasons]:
+    """Sizes of the anchors: those of the network, halved until a quarter of the objects at most are smaller than the smallest.
+
+    An anchor only learns from objects that it covers to 0.7 (IoU), which a square of 32 pixels cannot do to one of 20.
+    """
+    if statistics.objects is None or not statistics.objects.count:
+        return list(usual), {}
+    diameter = statistics.objects.diameter[1] * resize.shortest / min(statistics.size_median)
+    halvings = min(2, max(0, math.ceil(math.log2(usual[0] / max(diameter, 1e-9)))))
+    if not halvings:
+        return list(usual), {}
+    why = f"a quarter of the objects have a diameter below {diameter:.0f} pixels in training; the usual smallest is {usual[0]}"
+    return [size >> halvings for size in usual], {"model.options.anchors": why}
+
+
+def choose_options(
+    dataset: Dataset, statistics: DatasetStatistics, resize: ResizeConfig, defaults: dict[str, Any]
+) -> tuple[dict[str, Any], Reasons]:
     """Options of the network: what the data have nothing of is not sought; `defaults` are the network's own."""
     options: dict[str, Any] = {}
     reasons: Reasons = {}
@@ -46,6 +64,10 @@ def choose_options(dataset: Dataset, model: str, defaults: dict[str, Any]) -> tu
     if defaults.get("num_keypoints") and dataset.keypoints is not None:
         options["num_keypoints"] = len(dataset.keypoints.names)
         reasons["model.options.num_keypoints"] = f"the data mark {len(dataset.keypoints.names)} points of an object"
+    if "anchors" in defaults:
+        anchors, why = choose_anchors(statistics, resize, defaults["anchors"])
+        if why:
+            options["anchors"], reasons = anchors, reasons | why
     if defaults.get("num_stuff") and dataset.stuff:
         options["num_stuff"] = len(dataset.stuff)
         reasons["model.options.num_stuff"] = f"the data tell {len(dataset.stuff)} kinds of stuff apart"
