@@ -203,6 +203,7 @@ def measure(model: nn.Module, dataset: Dataset, device: str) -> NDArray[np.int64
     matrices = []
     for record in dataset.splits["val"]:
         found = predictor.predict(record.image, frame=record.frame, name=record.name).semantic
+        assert found is not None
         truth = read_labelling(dataset, record, record.image, truth_size(record)).semantic
         matrix = ConfusionMatrix(len(dataset.semantic_classes))
         matrix.update(found.numpy(), truth)
