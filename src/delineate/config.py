@@ -183,7 +183,7 @@ class TrainConfig(Strict):
     monitor: str | None = Field(
         default=None,
         description="validation number that picks the best checkpoint, larger is better; None: mean_iou, or of detectors "
-        "keypoint_AP, mask_AP or box_AP, the first that they have",
+        "pq, keypoint_AP, mask_AP or box_AP, the first that they have",
     )
     patience: int | None = Field(default=None, ge=1, description="epochs without improvement before the run ends early")
     validate_every: int = Field(default=1, ge=1, description="epochs")

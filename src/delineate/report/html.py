@@ -111,6 +111,7 @@ def _headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     classes = evaluation.get("classes") or []
     if len(classes) == 2:  # one class against the background: its own IoU says more than the mean
         wanted.insert(0, (f"iou/{classes[1]}", f"IoU of {classes[1]}"))
+    wanted.append(("pq", "Panoptic quality"))
     wanted += [(f"{kind}/AP", f"AP of {title}") for kind, title in KINDS.items() if kind != "boundary"]
     cards = [(key, title, summary[key]) for key, title in wanted if summary.get(key) not in (None, -1)]
     of_objects = [("f1_50", "Object F1, IoU 0.5"), ("ap", "Object mean AP")]

@@ -68,6 +68,7 @@ def _early_peak(history: Mapping[str, Sequence[float]]) -> tuple[float | None, f
 def plot_metrics(history: Mapping[str, Sequence[float]]) -> Figure | None:
     """Validation metrics by epoch, the best value of the first one marked; None where there is nothing to draw."""
     lines = {"mean IoU": "val/mean_iou", "mean Dice": "val/mean_dice", "pixel accuracy": "val/pixel_accuracy"}
+    lines |= {"PQ": "val/pq", "PQ of things": "val/pq_things", "PQ of stuff": "val/pq_stuff"}
     for kind in ("keypoint", "mask", "box"):  # of detectors
         lines |= {f"{kind} AP": f"val/{kind}_AP", f"{kind} AP50": f"val/{kind}_AP50"}
     of_classes = [name for name in history if name.startswith("val/iou/")]

@@ -32,7 +32,7 @@ MAY_CHANGE = ("epochs", "patience", "workers", "tensorboard")
 _TEMPORARY = re.compile(r"\.[\w.]+-\w{8}(\.\w+)?")  # as `delineate.files.atomic_path` names them
 _BEFORE = ("epoch", "step", "lr", "train/loss")
 _PIXELS = ("val/loss", "val/mean_iou", "val/mean_dice", "val/pixel_accuracy")
-_OBJECTS = re.compile(r"val/(keypoint|mask|box)_AP(50|75)?")
+_OBJECTS = re.compile(r"val/((keypoint|mask|box)_AP(50|75)?|[psr]q(_things|_stuff)?)")
 _AFTER = ("images_per_second", "memory_mb", "seconds")
 
 
