@@ -16,7 +16,7 @@ from PIL import Image
 
 from _fake_detector import ScriptedDetector
 from delineate.config import TrainConfig, build_config
-from delineate.data import Dataset, check_dataset, dataset_statistics, open_dataset, write_dataset
+from delineate.data import Dataset, check_dataset, conversion_losses, dataset_statistics, open_dataset, write_dataset
 from delineate.data.instance_loader import InstanceSet, make_instance_loader
 from delineate.data.instance_targets import load_objects
 from delineate.data.objects import record_objects
@@ -158,6 +158,7 @@ class TestReading:
         assert (statistics.objects.count, statistics.objects.crowds) == (10, 2)
         report = check_dataset(dataset.root, "coco:panoptic")
         assert {finding.kind for finding in report.findings} <= {"same picture in two splits", "near-duplicate across splits"}
+        assert conversion_losses(dataset, "coco") == ["2 kinds of stuff: only objects are written"]
         write_dataset(dataset, tmp_path / "out", "coco")
         assert sum(len(r.instances or ()) for r in open_dataset(tmp_path / "out").records) == 12
 

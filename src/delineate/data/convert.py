@@ -64,8 +64,9 @@ def conversion_losses(dataset: Dataset, format: str) -> list[str]:
     Reads the truth of every picture. Fields that delineate does not know, which COCO keeps, are not counted.
     """
     name, variant = _target(dataset, format)
+    stuff = [f"{len(dataset.stuff)} kinds of stuff: only objects are written"] if dataset.stuff else []
     if name == "coco":
-        return []
+        return stuff
     facts = _Facts(dataset, outlines=dataset.kind != "keypoint" or name != "yolo")
     if name == "labelme":
         checks = ("keypoints", "boxes as rectangles")
@@ -79,7 +80,7 @@ def conversion_losses(dataset: Dataset, format: str) -> list[str]:
         checks = ("overlaps", "crowds as void", "keypoints", "boxes", "many objects")
     else:
         checks = ("overlaps", "crowds left out" if len(dataset.classes) == 1 else "crowds as void", "keypoints", "boxes")
-    return [sentence for check in checks if (sentence := facts.sentence(check))]
+    return stuff + [sentence for check in checks if (sentence := facts.sentence(check))]
 
 
 def _target(dataset: Dataset, format: str) -> tuple[str, str | None]:
