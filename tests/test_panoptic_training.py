@@ -228,7 +228,7 @@ class TestTargets:
 @pytest.fixture(scope="module")
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(make_config(folder, epochs=3), out, quiet=True)
+    train(make_config(folder), out, quiet=True)
     return out
 
 
