@@ -163,6 +163,14 @@ def read_lspet(folder: Path) -> list[Record]:
 # --- networks -----------------------------------------------------------------------------------------------------------
 
 
+class ContiguousPredictor(KeypointRCNNPredictor):
+    """torchvision's loss takes views of the heatmaps, which channels-last memory, in which we train on a CPU, does not allow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return heatmaps (R, K, 56, 56)."""
+        return super().forward(x).contiguous()
+
+
 class TorchvisionDetector(InstanceModel):
     """torchvision's detector with the face of ours: its own network and losses, without its resizing, which is done before."""
 
@@ -227,7 +235,7 @@ def build_torchvision(classes: int, points: int, anchors: tuple[int, ...]) -> To
     }
     if points:
         head = KeypointRCNNHeads(WIDTH, (KEYPOINT_WIDTH,) * KEYPOINT_CONVS)
-        predictor = KeypointRCNNPredictor(KEYPOINT_WIDTH, points)
+        predictor = ContiguousPredictor(KEYPOINT_WIDTH, points)
         network = KeypointRCNN(backbone, keypoint_head=head, keypoint_predictor=predictor, **common)
     else:
         head = MaskRCNNHeads(WIDTH, (WIDTH,) * MASK_CONVS, 1)
