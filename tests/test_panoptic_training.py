@@ -26,6 +26,8 @@ from delineate.data.panoptic import PanopticMap, stuff_map
 from delineate.data.samplers import Draw
 from delineate.errors import DataError
 from delineate.metrics.panoptic import PanopticQuality, score_panoptic_files
+from delineate.models import create_model
+from delineate.models.instance import InstanceModel
 from delineate.ops.instances import Detections
 from delineate.predict import Predictor
 from delineate.predict.evaluate import evaluate
@@ -35,7 +37,7 @@ from delineate.train.build import prepare_dataset
 from delineate.train.instance_task import InstanceTask
 from delineate.train.planner import format_of
 from delineate.train.probe import InstanceProbe
-from delineate.weights import read_info
+from delineate.weights import load_model, read_info
 from delineate.weights.coco import COCO_CLASSES, COCO_STUFF
 
 SIDE = 128
@@ -282,6 +284,17 @@ class TestTraining:
         assert float(last["val/pq"]) == pytest.approx(expected["pq"], abs=1e-6)
         assert {row["name"] for row in evaluation.per_class if "pq" in row} == {"cat", "dog", "sky", "grass"}
         evaluation.print()
+
+    def test_stuff_that_is_too_small_is_left_out(self, run: Path, dataset: Dataset) -> None:
+        """Of the halves of the last picture, 10240 and 6144 pixels, one is large enough."""
+        model: Any = load_model(run / "weights" / "last.safetensors")
+        model.min_stuff_area = 8000
+        panoptic = Predictor(model, "cpu", "fp32").predict(dataset.splits["val"][3].image).panoptic
+        assert panoptic is not None
+        assert panoptic.labels.tolist() == [2]
+        small = create_model("panoptic_fpn_resnet50", 2, **TINY, num_stuff=2, min_stuff_area=10)
+        assert isinstance(small, InstanceModel)
+        assert small.min_stuff_area == 10
 
     def test_probe_of_the_planner(self, dataset: Dataset) -> None:
         task = InstanceTask(make_config(dataset.root), dataset, model=None, fresh=False)

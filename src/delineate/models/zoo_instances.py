@@ -60,6 +60,7 @@ def mask_rcnn_fpn(
     keypoint_width: int = 512,
     num_stuff: int = 0,
     stuff_width: int = 128,
+    min_stuff_area: int = 4096,
     pooler: str = "roi_align",
     mode: str = "auto",
     anchors: Sequence[int] = (32, 64, 128, 256, 512),
@@ -94,6 +95,7 @@ def mask_rcnn_fpn(
         keypoint_width: their channels.
         num_stuff: classes of what is no object, for panoptic networks; 0: none are sought.
         stuff_width: channels of their head.
+        min_stuff_area: pixels of a picture that a kind of stuff must have to become a segment; fewer for small pictures.
         pooler: "roi_align", "roi_warp" or "roi_pool".
         mode: "mean" or "max" of a bin's points; "auto": as published, "max" for "roi_pool".
         anchors: sizes of the first guesses in pixels, of the finest map first; smaller for small objects or pictures.
@@ -128,7 +130,7 @@ def mask_rcnn_fpn(
     if masks:
         mask = _mask_head(num_classes, choose(makers, mask_head, "mask_head"), mask_activation, class_agnostic_masks)
     keypoints = KeypointHead(width, num_keypoints, convs=keypoint_convs, width=keypoint_width) if num_keypoints else None
-    return MaskRCNN(
+    model = MaskRCNN(
         body,
         neck,
         rpn,
@@ -142,6 +144,8 @@ def mask_rcnn_fpn(
         samples=samples,
         conventions=chosen,
     )
+    model.min_stuff_area = min_stuff_area
+    return model
 
 
 def mask_rcnn_c4(
