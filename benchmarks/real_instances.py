@@ -164,7 +164,7 @@ def read_lspet(folder: Path) -> list[Record]:
 
 
 class ContiguousPredictor(KeypointRCNNPredictor):
-    """torchvision's loss takes views of the heatmaps, which channels-last memory, in which we train on a CPU, does not allow."""
+    """torchvision's loss takes views of the heatmaps, which channels-last memory, as we train in on a CPU, does not allow."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return heatmaps (R, K, 56, 56)."""
