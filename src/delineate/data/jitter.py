@@ -59,17 +59,4 @@ class RandomResize:
             factor = rng.uniform(*a.jitter) * (np.array(a.patch) / size).min()
             return np.maximum(1, np.rint(size * factor)).astype(np.int64)
         shortest = int(rng.choice(a.shortest)) if a.shortest else self.resize.shortest
-        height, width = shortest_edge_size((int(size[0]), int(size[1])), shortest, self.resize.longest)
-        return np.array([height, width])
-
-
-def shortest_edge_size(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:
-    """Return height and width whose shorter one is `shortest`, unless the longer one would exceed `longest`; at least 1.
-
-    Rounded down, as torchvision's detectors do.
-
-    >>> [shortest_edge_size(size, 800, 1333) for size in ((480, 640), (100, 1000), (1, 9000))]
-    [(800, 1066), (133, 1333), (1, 1333)]
-    """
-    factor = min(shortest / min(size), longest / max(size))
-    return max(1, int(size[0] * factor + 1e-9)), max(1, int(size[1] * factor + 1e-9))
+        return np.array(replace(self.resize, shortest=shortest).new_size((int(size[0]), int(size[1]))))

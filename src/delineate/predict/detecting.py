@@ -18,7 +18,7 @@ from delineate.models.mask_rcnn import MaskRCNN
 from delineate.models.narrow import allow_narrow_maps
 from delineate.ops.instances import Detections
 from delineate.predict.pictures import picture_statistics, range_factor
-from delineate.predict.resizing import network_size, resize_pixels
+from delineate.predict.resizing import resize_pixels
 
 
 class Prepared(NamedTuple):
@@ -55,9 +55,9 @@ class DetectingNetwork:
         factor, note = range_factor(reader, conventions)
         statistics = picture_statistics(reader, conventions) if conventions.normalization == "image" else None
         _, height, width = reader.shape
-        size = network_size((height, width), conventions.resize)
-        pixels = torch.from_numpy(reader.read(0, 0, height, width))
+        size, pixels = (height, width), torch.from_numpy(reader.read(0, 0, height, width))
         if conventions.resize is not None:
+            size = conventions.resize.new_size(size)
             pixels = resize_pixels(pixels, size, conventions.resize.filter)
         pixels = pixels.to(self.device)
         pixels = pixels if factor == 1.0 else pixels.float() * factor

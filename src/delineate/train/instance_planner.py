@@ -8,7 +8,6 @@ from pathlib import Path
 from delineate.config import DataConfig, ModelConfig, TrainConfig
 from delineate.data.dataset import Dataset
 from delineate.data.instance_loader import InstanceSet
-from delineate.data.jitter import shortest_edge_size
 from delineate.data.stats import DatasetStatistics
 from delineate.devices import pick_device
 from delineate.errors import ConfigError, DataError
@@ -28,6 +27,7 @@ from delineate.train.planner import (
     with_changes,
 )
 from delineate.train.probe import InstanceProbe, patch_time
+from delineate.weights.conventions import Resize
 
 WANTED = {True: 16, False: 4}  # pictures in a batch, where the machine is fast and where it is not
 
@@ -89,7 +89,7 @@ def _fit(
     """Choose the batch that fits in memory and measure the pace; where not even one picture fits, say so."""
     assert config.input.resize is not None
     assert statistics.objects is not None
-    size = shortest_edge_size(statistics.size_median, config.input.resize.shortest, config.input.resize.longest)
+    size = Resize(**config.input.resize.model_dump()).new_size(statistics.size_median)
     padded = (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32)
     task = InstanceTask(config, dataset, model=None, fresh=False)
     probe = InstanceProbe(task, padded, round(statistics.objects.per_picture[1]), machine.device, machine.precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,29 @@ class Resize:
     shortest: int = 800
     longest: int = 1333
     filter: ResizeFilter = "bilinear"
+
+    def new_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width in which a detector sees a picture of `size`, in prediction as in training; at least 1 each.
+
+        The shorter side becomes `shortest`, unless the longer one would exceed `longest`. What is left of a pixel is cut off
+        with the filter "bilinear" (torchvision's `GeneralizedRCNNTransform`, in float64 as there, so that 800 may become 799)
+        and rounded with "pillow" (Detectron2's `ResizeShortestEdge`).
+
+        >>> [Resize(filter=filter).new_size((427, 640)) for filter in ("bilinear", "pillow")]
+        [(800, 1199), (800, 1199)]
+        >>> [Resize(800, 1000, filter).new_size((640, 426)) for filter in ("bilinear", "pillow")]
+        [(1000, 665), (1000, 666)]
+        """
+        if self.filter == "bilinear":
+            scale = min(self.shortest / min(size), self.longest / max(size))
+            height, width = (max(1, math.floor(side * scale)) for side in size)
+            return height, width
+        scale = self.shortest / min(size)
+        sides = [float(self.shortest) if side == min(size) else side * scale for side in size]
+        if max(sides) > self.longest:
+            scale = self.longest / max(sides)
+            sides = [side * scale for side in sides]
+        return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
 
 
 @dataclass(frozen=True, slots=True)
