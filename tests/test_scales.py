@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,10 +13,12 @@ from torch import Tensor
 
 import delineate as dl
 from delineate.data.windows import ArrayReader
+from delineate.errors import ConfigError
 from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention, View, fuse_hierarchically, scaled_size
 from delineate.models.semantic import resize
+from delineate.predict.pictures import Picture
 from delineate.predict.resampling import ScaledReader, find_taps, resize_rows
-from delineate.predict.scales import predict_scales
+from delineate.predict.scales import predict_scales, predict_shares
 from delineate.predict.tiling import predict_windows
 from delineate.weights import Conventions
 
@@ -118,3 +121,34 @@ def test_the_predictor_takes_pictures_of_any_size(fusion: str) -> None:
         with torch.inference_mode():
             expected = naive(model, x, 64, flips=False)
         assert (windows == expected.argmax(0)).float().mean() > 0.9999
+
+
+@pytest.mark.parametrize(("fusion", "scales"), [("attention", (0.5, 1.0, 2.0)), ("explicit", (0.5, 1.0))])
+def test_shares_of_scales_are_the_attention_and_add_up(fusion: str, scales: tuple[float, ...]) -> None:
+    model, x = network(fusion, scales), torch.rand(3, 37, 45)
+    for part in (None, 24):  # whole, and in windows
+        with torch.inference_mode():
+            shares = predict_shares(model, x, window=part or 999)
+            maps = model.attention_maps(x[None])
+        assert tuple(shares) == scales
+        torch.testing.assert_close(torch.stack(list(shares.values())).sum(0), torch.ones(37, 45))
+        if part is None:  # the smallest scale is weighed first
+            torch.testing.assert_close(shares[0.5], resize(maps[0.5], (37, 45))[0, 0], atol=1e-4, rtol=0)
+
+
+def test_shares_that_favour_one_scale_and_their_picture() -> None:
+    model = network("attention", (0.5, 1.0, 2.0))
+    model.classes, model.conventions = ("a", "b", "c", "d", "e"), Conventions()
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    torch.nn.init.zeros_(model.head[-1].weight)  # every attention is one half
+    predictor = dl.Predictor(model, "cpu", "fp32", window=48)
+    shares = predictor.semantic.shares(Picture(pixels))
+    assert [round(float(share.mean()), 4) for share in shares.values()] == [0.5, 0.25, 0.25]
+    drawn = predictor.draw_scales(pixels)
+    assert drawn.dtype == torch.uint8
+    assert drawn.shape[2] > drawn.shape[1]
+    model.fusion = "average"
+    averaging = dl.Predictor(model, "cpu", "fp32")
+    assert averaging.semantic.shares(Picture(pixels)) == {}
+    with pytest.raises(ConfigError, match="does not attend"):
+        averaging.draw_scales(pixels)

@@ -25,6 +25,7 @@ from delineate.metrics.measures import Labelling
 from delineate.predict.alignment import Alignment
 from delineate.predict.detections import ResultsNumbers
 from delineate.predict.evaluate_instances import evaluate_instances
+from delineate.predict.pictures import Picture
 from delineate.predict.predictor import Predictor
 from delineate.predict.previews import draw_previews, objects_preview, semantic_preview
 from delineate.predict.reading import align_classes, has_truth, read_labelling, truth_size
@@ -151,4 +152,5 @@ class _Task:
 
     def preview(self, record: Record) -> Tensor:
         """Predict a picture once more and draw it."""
-        return semantic_preview(self.results(record), self.truth(record), decode_image(record.image, record.frame))
+        shares = self.predictor.semantic.shares(Picture(record.image, record.frame, record.name))
+        return semantic_preview(self.results(record), self.truth(record), decode_image(record.image, record.frame), shares)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from delineate.devices import pick_device, pick_precision
 from delineate.errors import ConfigError
@@ -133,6 +133,20 @@ class Predictor:
         `ConfigError` where the network finds objects, which do not come in strips.
         """
         return self.semantic.predict_to_tiff(Picture(source, frame), out)
+
+    def draw_scales(self, source: Source, *, frame: int = 0) -> Tensor:
+        """Draw a picture and, beside it, how far each scale is trusted; returns (3, H, W) uint8.
+
+        The shares of the scales add up to one at each pixel; dark blue is 0, yellow 1. Raises `ConfigError` where the network
+        does not attend to several scales.
+        """
+        from delineate.predict.previews import scales_preview  # matplotlib, only for drawings
+
+        shares = self.semantic.shares(Picture(source, frame))
+        if not shares:
+            raise ConfigError("the network does not attend to scales; wrap it (model 'hmsa' with fusion attention or explicit)")
+        with Picture(source, frame).opened() as reader:
+            return scales_preview(torch.from_numpy(reader.read(0, 0, *reader.shape[1:])), shares)
 
 
 _OF_PIXELS = {"window": None, "overlap": 0.25, "flips": False, "objects": "auto", "min_area": 10}

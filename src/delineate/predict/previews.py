@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
@@ -51,8 +52,8 @@ def draw_previews(
     return tuple(drawn)
 
 
-def semantic_preview(results: Results, truth: Labelling, image: Tensor) -> Tensor:
-    """Return truth, prediction and errors of one picture side by side, (3, H, W) uint8."""
+def semantic_preview(results: Results, truth: Labelling, image: Tensor, shares: Mapping[float, Tensor] | None = None) -> Tensor:
+    """Return truth, prediction and errors of one picture side by side, and the share of each scale, (3, H, W) uint8."""
     background = results.background
     panels: list[Tensor] = []
     found = _one_map(results.multilabel.numpy()) if results.multilabel is not None else results.semantic
@@ -64,7 +65,20 @@ def semantic_preview(results: Results, truth: Labelling, image: Tensor) -> Tenso
         else:
             panels.append(draw_semantic(image, semantic, classes=results.classes, background=background))
     panels.append(draw_errors(image, found, wanted, background=background))
-    return _in_a_row(panels)
+    drawn = {f"share of scale {scale:g}": _heat(share) for scale, share in (shares or {}).items()}
+    return _in_a_row([*panels, *drawn.values()], tuple(drawn))
+
+
+def scales_preview(image: Tensor, shares: Mapping[float, Tensor]) -> Tensor:
+    """Return a picture and the share (H, W) of each scale side by side, (3, H, W) uint8; dark: 0, yellow: 1."""
+    captions = ("picture", *(f"share of scale {scale:g}" for scale in shares))
+    return side_by_side([to_display(image), *map(_heat, shares.values())], captions)
+
+
+def _heat(share: Tensor) -> Tensor:
+    """Numbers (H, W) in 0..1 as colours (3, H, W) uint8."""
+    colors = colormaps["viridis"](share.clamp(0, 1).numpy(), bytes=True)[..., :3]
+    return torch.from_numpy(np.ascontiguousarray(colors.transpose(2, 0, 1)))
 
 
 def objects_preview(results: Results, record: Record, alignment: Alignment) -> Tensor:
@@ -88,9 +102,9 @@ def _tinted(canvas: Tensor, objects: Sequence[Instance], color: tuple[int, int, 
     return draw_instances(canvas, boxes=torch.tensor(boxes).reshape(-1, 4), colors=[color] * len(boxes))
 
 
-def _in_a_row(panels: Sequence[Tensor]) -> Tensor:
+def _in_a_row(panels: Sequence[Tensor], more: tuple[str, ...] = ()) -> Tensor:
     height = min(PREVIEW_HEIGHT, max(256, panels[0].shape[-2]))
-    return side_by_side(panels, ("truth", "prediction", _ERRORS), height=height)
+    return side_by_side(panels, ("truth", "prediction", _ERRORS, *more), height=height)
 
 
 def _one_map(classes: np.ndarray) -> np.ndarray:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from delineate.data.windows import ArrayReader, ImageReader
+from delineate.errors import ConfigError
 from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention, scaled_size
+from delineate.models.semantic import resize
 from delineate.predict.resampling import ScaledReader, Taps, find_taps, resize_rows
 from delineate.predict.tiling import Strip, predict_windows
 
@@ -42,6 +44,45 @@ def predict_scales(
     levels = [_level(network, reader, scale, options) for scale in network.scales[::-1]]  # largest first
     for top in range(0, height, ROWS):
         yield Strip(top, decode(_fuse(levels, network.fusion, top, min(top + ROWS, height))))
+
+
+def predict_shares(
+    network: HierarchicalMultiScaleAttention, picture: ImageReader | Tensor, **options: Any
+) -> dict[float, Tensor]:
+    """Return by scale, in ascending order, its share (H, W) in 0..1 of the fused logits of each pixel; they add up to one.
+
+    With the fusion "attention" a scale gets its attention of what the smaller ones leave, and the largest the rest. Predicted
+    window by window as by `predict_scales`; `options` are those of `predict_windows`. Raises `ConfigError` for fusions
+    without attention.
+    """
+    reader = ArrayReader(picture) if isinstance(picture, Tensor) else picture
+    if network.fusion == "explicit":
+
+        def weigh(x: Tensor) -> Tensor:
+            return torch.cat(list(network.attention_maps(x).values()), 1)
+
+        return dict(zip(network.scales, _whole(predict_windows(weigh, reader, **options)), strict=True))
+    if network.fusion != "attention":
+        raise ConfigError(f"fusion '{network.fusion}' has no attention; scales have shares with 'attention' and 'explicit'")
+    size = reader.shape[1:]
+    rest, shares = torch.ones(*size), dict[float, Tensor]()
+    for scale in network.scales[:-1]:
+        scaled = ScaledReader(reader, scaled_size(size, scale), align_corners=network.align_corners)
+
+        def attend(x: Tensor) -> Tensor:
+            attention = network.view(x, 1.0, attend=True).attention
+            assert attention is not None
+            return attention
+
+        attention = _whole(predict_windows(attend, scaled, **options))
+        shares[scale] = rest * resize(attention[None], size, network.align_corners)[0, 0]
+        rest = rest - shares[scale]
+    return shares | {network.scales[-1]: rest}
+
+
+def _whole(strips: Iterator[Strip]) -> Tensor:
+    """The scores (K, H, W) of a whole picture on the CPU."""
+    return torch.cat([strip.content.cpu() for strip in strips], 1)
 
 
 @dataclass(slots=True)

@@ -18,12 +18,13 @@ from delineate.data.windows import ImageReader, write_label_tiff
 from delineate.devices import Precision
 from delineate.errors import ConfigError, suggest
 from delineate.files import atomic_path
+from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention
 from delineate.predict.labels import LabelRows, decode_scores, join_rows
 from delineate.predict.network import ScoringNetwork
 from delineate.predict.objects import METHODS, Method, extract_objects
 from delineate.predict.pictures import Picture, picture_statistics, range_factor
 from delineate.predict.results import Results
-from delineate.predict.scales import predict_scales
+from delineate.predict.scales import predict_scales, predict_shares
 from delineate.predict.tiling import Strip, predict_windows
 from delineate.weights import Conventions
 
@@ -100,6 +101,18 @@ class SemanticPredictor:
         if note:
             warnings.warn(f"{picture.source}: {note}", stacklevel=2)
         return height, width
+
+    def shares(self, picture: Picture) -> dict[float, Tensor]:
+        """Return by scale its share (H, W) of the fused logits; empty where the network does not attend to scales."""
+        network = getattr(self.network.model, "_orig_mod", self.network.model)
+        if not isinstance(network, HierarchicalMultiScaleAttention) or network.fusion not in ("attention", "explicit"):
+            return {}
+        with picture.opened() as reader, torch.inference_mode():
+            factor, _ = range_factor(reader, self.conventions)
+            statistics = picture_statistics(reader, self.conventions) if self.conventions.normalization == "image" else None
+            prepare = partial(self.network.prepare, statistics=statistics, factor=factor)
+            window = self._window_for(reader.shape[1], reader.shape[2])
+            return predict_shares(network, reader, prepare=prepare, window=window, overlap=self.overlap, batch=self.batch)
 
     def strips(self, reader: ImageReader, *, objects: bool) -> tuple[Iterator[Strip], str | None]:
         """Return the strips of a picture, to be computed one by one, with `LabelRows` in them, and a note on its range.
