@@ -210,8 +210,11 @@ def _check_instances(record: Record, instances: tuple[Instance, ...], size: tupl
 
 
 def _object_problems(instance: Instance, size: tuple[int, int]) -> Iterator[tuple[Severity, str, str]]:
+    if instance.box is None and instance.segmentation is None and not any(v for _, _, v in instance.keypoints or ()):
+        yield "error", "object without place", "has neither box, outline nor labelled keypoints; remove it"
     if instance.box is not None:
         yield from _box_problems(instance.box, size)
+        yield from _box_against_outline(instance)
     if isinstance(instance.segmentation, tuple):
         yield from _polygon_problems(instance.segmentation, size)
     if instance.segmentation is not None and has_extent(instance):
@@ -239,6 +242,21 @@ def _box_problems(box: tuple[float, ...], size: tuple[int, int]) -> Iterator[tup
         yield "error", "outside the image", f"has the box {shown}, wholly outside the {width} x {height} image"
     elif x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1:
         yield "warning", "outside the image", f"has the box {shown}, which reaches outside the {width} x {height} image"
+
+
+def _box_against_outline(instance: Instance) -> Iterator[tuple[Severity, str, str]]:
+    """Boxes written as corners, x, y, x, y, where width and height belong, show by not fitting their outlines."""
+    polygons = [p for p in instance.segmentation or () if len(p) >= 6] if isinstance(instance.segmentation, tuple) else []
+    if instance.box is None or not polygons or any(len(p) % 2 or not np.isfinite(p).all() for p in polygons):
+        return
+    points = np.concatenate([np.reshape(p, (-1, 2)) for p in polygons])
+    box, around = np.array(instance.box), np.concatenate([points.min(0), points.max(0)])
+    shared = (np.minimum(box[2:], around[2:]) - np.maximum(box[:2], around[:2])).clip(0).prod()
+    union = (box[2:] - box[:2]).clip(0).prod() + (around[2:] - around[:2]).prod() - shared
+    if union > 0 and shared < union / 2:
+        given, fitting = (f"({', '.join(f'{value:g}' for value in corners)})" for corners in (box, around))
+        text = f"has the box {given}, its outline reaches over {fitting}; a bbox is [x, y, width, height], not two corners"
+        yield "warning", "box unlike its outline", text
 
 
 def _polygon_problems(polygons: Iterable[list[float]], size: tuple[int, int]) -> Iterator[tuple[Severity, str, str]]:

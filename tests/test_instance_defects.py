@@ -1,0 +1,46 @@
+"""Annotation files with a defect of those that users report: the check names the record and what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from delineate.data import check_dataset
+
+OUTLINE = [[10, 6, 20, 6, 20, 16, 10, 16]]
+SOUND: dict[str, Any] = {"bbox": [10, 6, 10, 10], "segmentation": OUTLINE, "iscrowd": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "words"),
+    [
+        ({}, None, ""),
+        ({"bbox": [30, 6, 40, 16], "segmentation": [[30, 6, 40, 6, 40, 16, 30, 16]]}, "warning", "not two corners"),
+        ({"bbox": [10, 6, 0, 10]}, "warning", "without extent"),
+        ({"bbox": None}, None, ""),
+        ({"segmentation": []}, None, ""),
+        ({"bbox": None, "segmentation": []}, "error", "neither box, outline nor labelled keypoints"),
+        ({"bbox": [float("inf"), 0, 5, 5]}, "error", "expected [x, y, width, height]"),
+        ({"bbox": [200, 200, 5, 5]}, "error", "wholly outside the 64 x 48 image"),
+        ({"segmentation": [[1, 1, 9, 1, 9, 9, 4]]}, "error", "pairs of finite numbers"),
+        ({"segmentation": {"size": [64, 48], "counts": [0, 3072]}}, "error", "the picture is [48, 64]"),
+        ({"iscrowd": "0"}, "error", "expected 0 or 1"),
+        ({"category_id": "3"}, "error", "which is not listed"),
+        ({"image_id": "1"}, "warning", "images that are not listed, such as '1'"),
+    ],
+)
+def test_every_defect_is_named(tmp_path: Path, change: dict[str, Any], severity: str | None, words: str) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 48, "width": 64}],
+        "categories": [{"id": 3, "name": "cat"}],
+        "annotations": [{"id": 7, "image_id": 1, "category_id": 3, **SOUND, **change}],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    findings = check_dataset(tmp_path / "labels.json").findings
+    assert not findings if severity is None else any(f.severity == severity and words in f.message for f in findings), findings
