@@ -23,7 +23,7 @@ from delineate.data.intensity import image_statistics
 from delineate.data.load import load_sample
 from delineate.data.loader import PatchLoader, TrainingSet, make_loader
 from delineate.data.open import open_dataset
-from delineate.data.samplers import Draw, EpochSampler, class_uniform_order, even_order
+from delineate.data.samplers import Draw, EpochSampler, class_centroids, class_uniform_order, even_order
 from delineate.data.synthetic import make_blobs_dataset
 from delineate.errors import DataError
 from delineate.weights.conventions import Conventions
@@ -76,17 +76,26 @@ def test_rounds_differ() -> None:
 
 
 def test_class_uniform_order_shows_rare_classes() -> None:
-    presence = np.zeros((10, 4), bool)
-    presence[:, 0] = True
-    presence[3, 1] = True
-    presence[4:8, 3] = True  # nothing shows class 2
-    order = class_uniform_order(presence, 0)
-    draws = [order(place) for place in range(120)]
-    counts = np.bincount(draws, minlength=10)
-    assert counts.sum() == 120
-    assert 40 <= counts[3] <= 44  # a third for class 1, and its share of class 0
-    assert (counts[4:8] >= 10).all()
-    assert (counts > 0).all()
+    classes = np.array([0] * 10 + [1] + [3] * 4)  # nothing shows class 2
+    order = class_uniform_order(classes, 0)
+    draws = np.array([order(place) for place in range(120)])
+    assert np.bincount(classes[draws]).tolist() == [40, 40, 0, 40]
+    assert np.bincount(draws).tolist() == [4] * 10 + [40] + [10] * 4
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
+def test_class_centroids_of_parts(height: int, width: int, part_height: int, part_width: int, seed: int) -> None:
+    labels = np.random.default_rng(seed).choice([0, 1, 2, 255], (height, width)).astype(np.uint8)
+    expected = [
+        (c, *(np.argwhere(part == c).mean(0) + np.array((y, x))))
+        for y in range(0, height, part_height)
+        for x in range(0, width, part_width)
+        for part in [labels[y : y + part_height, x : x + part_width]]
+        for c in range(3)
+        if (part == c).any()
+    ]
+    classes, points = class_centroids(labels, (part_height, part_width), 3)
+    np.testing.assert_allclose(np.column_stack([classes, points]), np.array(expected).reshape(-1, 3))
 
 
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3))
@@ -209,16 +218,22 @@ def test_weights_are_made_once(dataset: Dataset, monkeypatch: pytest.MonkeyPatch
     assert len(calls) == 6
 
 
-def test_class_uniform_sampling_reads_the_labels(tmp_path: Path) -> None:
-    root = make_blobs_dataset(tmp_path, 6, 32, classes=2)
-    (tmp_path / "classes.txt").write_text("background\nfirst\nsecond\n")
+def test_class_uniform_sampling_cuts_where_the_class_is(tmp_path: Path) -> None:
+    """One of twenty pictures has one small object: every second patch shows it, in all its random sizes and turns."""
+    root = make_blobs_dataset(tmp_path, 20, 96)
     dataset = open_dataset(root)
-    for record in dataset.records[1:]:
+    for number, record in enumerate(dataset.records):
+        labels = np.zeros((96, 96), np.uint8)
+        if not number:
+            labels[70:74, 9:13] = 1
         assert record.label_map is not None
-        record.label_map.path.write_bytes(_png(np.zeros((32, 32), np.uint8)))
-    loader = _loader(dataset, data={"path": str(root), "sampling": "class_uniform"}, steps_per_epoch=30)
-    names = [name for batch in _epoch(loader, 0) for name in batch.names]
-    assert names.count(dataset.records[0].name) >= 40  # the only one with the classes 1 and 2
+        record.label_map.path.write_bytes(_png(labels))
+    augment = {"patch": [24, 24], "scale": [0.8, 1.25], "rotate": 20.0, "rotate90": True, "foreground": 0.0}
+    for sampling, fewest, most in (("class_uniform", 30, 40), ("even", 0, 5)):
+        loader = _loader(dataset, data={"path": str(root), "sampling": sampling}, augment=augment, steps_per_epoch=30)
+        shown = [bool((labels == 1).any()) for batch in _epoch(loader, 0) for labels in batch.labels]
+        assert len(shown) == 60
+        assert fewest <= sum(shown) <= most
 
 
 def _png(pixels: np.ndarray) -> bytes:

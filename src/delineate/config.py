@@ -28,7 +28,8 @@ class DataConfig(Strict):
     cache: bool = Field(default=True, description="keep decoded pictures in memory, as far as a quarter of what is free goes")
     sampling: Literal["even", "class_uniform", "repeat_factor"] = Field(
         default="even",
-        description="each picture as often; or as many pictures with each class; or pictures of rare classes again and again",
+        description="each picture as often; or each class as often, patches around where it is; or pictures of rare classes "
+        "again and again",
     )
     repeat_threshold: float = Field(
         default=1e-3, gt=0, le=1, description="repeat_factor: classes in a smaller share of the pictures count as rare"

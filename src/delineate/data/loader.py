@@ -32,7 +32,9 @@ from delineate.data.samplers import (
     Draw,
     EpochSampler,
     Order,
+    Places,
     aspect_grouped_order,
+    class_centroids,
     class_uniform_order,
     even_order,
     repeat_factor_order,
@@ -147,10 +149,18 @@ class TrainingSet(PictureSet):
         """Whether picture n shows class k, (N, K) bool; reads all label files once."""
         presence = np.zeros((len(self), self.num_classes), np.bool_)
         for index, record in enumerate(self.records):
-            sample = load_sample(self.dataset, record, ("semantic",))
-            labels = make_targets(sample, Conventions(), self.num_classes)["labels"]
-            presence[index] = np.bincount(labels.numpy().ravel(), minlength=256)[: self.num_classes] > 0
+            presence[index] = np.bincount(self._labels(record).ravel(), minlength=256)[: self.num_classes] > 0
         return presence
+
+    def places(self) -> Places:
+        """Where the classes are in parts of the size of a patch; reads all label files once."""
+        found = [class_centroids(self._labels(record), self.config.augment.patch, self.num_classes) for record in self.records]
+        pictures = np.repeat(np.arange(len(found)), [len(classes) for classes, _ in found])
+        return Places(pictures, np.concatenate([c for c, _ in found]), np.concatenate([points for _, points in found]))
+
+    def _labels(self, record: Record) -> np.ndarray:
+        sample = load_sample(self.dataset, record, ("semantic",))
+        return make_targets(sample, Conventions(), self.num_classes)["labels"].numpy()
 
     def _load(self, record: Record) -> Sample:
         return load_sample(self.dataset, record, self._want())
@@ -159,7 +169,7 @@ class TrainingSet(PictureSet):
         prepared = self.prepared(draw.picture)
         sample = prepared.sample
         if self.transform is not None:
-            sample = self.transform(sample, np.random.default_rng((self.config.seed, draw.ticket)))
+            sample = self.transform(sample, np.random.default_rng((self.config.seed, draw.ticket)), draw.point)
         return self._batch(sample, prepared.statistics)
 
     def _joined(self, pictures: list[Batch]) -> Batch:
@@ -265,10 +275,10 @@ def load_pictures(
     config, train = pictures.config, pictures.train
     if train:
         steps = config.steps_per_epoch or -(-len(pictures) // (config.batch * world))
-        order = choose_order(pictures)
+        order, places = choose_order(pictures)
         if shapes is not None:
             order = aspect_grouped_order(order, shapes, config.batch * world, config.seed)
-        sampler = EpochSampler(order, steps=steps, batch=config.batch, rank=rank, world=world)
+        sampler = EpochSampler(order, steps=steps, batch=config.batch, rank=rank, world=world, places=places)
     else:
         sampler = [Draw(index, index) for index in range(rank, len(pictures), world)]
     return PatchLoader(
@@ -284,14 +294,19 @@ def load_pictures(
     )
 
 
-def choose_order(pictures: PictureSet) -> Order:
-    """Return the order in which the config wants the pictures to be drawn."""
+def choose_order(pictures: PictureSet) -> tuple[Order, Places | None]:
+    """Return the order in which the config wants the pictures to be drawn, or places in them."""
     data, seed = pictures.config.data, pictures.config.seed
-    if data.sampling == "class_uniform":
-        return class_uniform_order(pictures.presence(), seed)
+    if data.sampling == "class_uniform" and isinstance(pictures, TrainingSet):
+        places = pictures.places()
+        if not len(places.classes):
+            raise DataError(
+                f"{pictures.dataset.root}: no picture shows a class that 'class_uniform' could draw; check the masks"
+            )
+        return class_uniform_order(places.classes, seed), places
     if data.sampling == "repeat_factor":
-        return repeat_factor_order(pictures.presence(), data.repeat_threshold, seed)
-    return even_order(len(pictures), seed)
+        return repeat_factor_order(pictures.presence(), data.repeat_threshold, seed), None
+    return even_order(len(pictures), seed), None
 
 
 def _check_records(dataset: Dataset, records: Sequence[Record], *, train: bool) -> None:

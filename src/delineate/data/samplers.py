@@ -16,10 +16,40 @@ class Draw(NamedTuple):
 
     picture: int  # index into the records
     ticket: int  # place in the endless order, different for every draw of a run: seeds the random changes
+    point: tuple[float, float] | None = None  # y, x of a pixel that the patch is to show; None: wherever
+
+
+class Places(NamedTuple):
+    """Where the classes are: for each picture, part of it and class there the centroid of its pixels."""
+
+    pictures: NDArray[np.intp]  # (S,)
+    classes: NDArray[np.intp]  # (S,)
+    points: NDArray[np.float64]  # (S, 2) y, x
 
 
 Order = Callable[[int], int]
 """Index of the picture at each place of an endless order."""
+
+
+def class_centroids(
+    labels: NDArray[np.integer], part: tuple[int, int], classes: int
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return the classes (S,) in each `part` of a label map (H, W), and the centroids (S, 2), y and x, of their pixels there.
+
+    Parts are (height, width), side by side from the upper left corner, smaller at the edges. Values from `classes` on do not
+    count.
+
+    >>> found, points = class_centroids(np.array([[0, 0, 1], [0, 0, 1]]), (2, 2), 2)
+    >>> found.tolist(), points.tolist()
+    ([0, 1], [[0.5, 0.5], [0.5, 2.0]])
+    """
+    rows, columns = (np.arange(extent) // of for extent, of in zip(labels.shape, part, strict=True))
+    y, x = np.nonzero(labels < classes)
+    place = (rows[y] * (columns[-1] + 1) + columns[x]) * classes + labels[y, x]
+    count = np.bincount(place)
+    present = np.flatnonzero(count)
+    sums = np.stack([np.bincount(place, weights=axis) for axis in (y, x)], axis=1)
+    return present % classes, sums[present] / count[present, None]
 
 
 def even_order(pictures: int, seed: int) -> Order:
@@ -32,12 +62,13 @@ def even_order(pictures: int, seed: int) -> Order:
     return lambda place: int(_permutation(pictures, seed, 0, place // pictures)[place % pictures])
 
 
-def class_uniform_order(presence: NDArray[np.bool_], seed: int) -> Order:
-    """Return an order that draws each class as often as the others, and then one of the pictures that show it, each as often.
+def class_uniform_order(classes: NDArray[np.intp], seed: int) -> Order:
+    """Return an order that draws each class as often as the others, and then one of its places, each as often.
 
-    `presence` (N, K): whether picture n shows class k. Classes that no picture shows are left out.
+    `classes` (S,): the class at place s. The order is one of indices of places (Zhu et al. 2019, "Improving Semantic
+    Segmentation via Video Propagation and Label Relaxation", section 4.1).
     """
-    groups = [np.flatnonzero(column) for column in presence.T if column.any()]
+    groups = [np.flatnonzero(classes == present) for present in np.unique(classes)]
 
     def picture_at(place: int) -> int:
         round_, turn = divmod(place, len(groups))
@@ -114,11 +145,14 @@ class EpochSampler(Sampler[Draw]):
 
     Epoch e covers places e * S to (e + 1) * S - 1 of `order`, S = steps * batch * world; process `rank` of `world` takes every
     `world`-th, so that `world` processes with batches of B draw together what one draws with batches of `world` * B, step by
-    step. An epoch depends on its number only: a run that was stopped continues as if it had not been.
+    step. An epoch depends on its number only: a run that was stopped continues as if it had not been. With `places` the order
+    is one of these, and each draw has its point.
     """
 
-    def __init__(self, order: Order, *, steps: int, batch: int, rank: int = 0, world: int = 1) -> None:
-        self.order, self.steps, self.batch, self.rank, self.world = order, steps, batch, rank, world
+    def __init__(
+        self, order: Order, *, steps: int, batch: int, rank: int = 0, world: int = 1, places: Places | None = None
+    ) -> None:
+        self.order, self.places, self.steps, self.batch, self.rank, self.world = order, places, steps, batch, rank, world
         self.epoch = self.skip = 0
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
@@ -131,7 +165,14 @@ class EpochSampler(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         first, end = ((self.epoch * self.steps + batches) * self.batch * self.world for batches in (self.skip, self.steps))
         for place in range(first + self.rank, end, self.world):
-            yield Draw(self.order(place), place)
+            yield self._draw(place)
+
+    def _draw(self, ticket: int) -> Draw:
+        index = self.order(ticket)
+        if self.places is None:
+            return Draw(index, ticket)
+        y, x = self.places.points[index].tolist()
+        return Draw(int(self.places.pictures[index]), ticket, (y, x))
 
 
 @lru_cache(maxsize=256)

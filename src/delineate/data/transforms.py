@@ -30,29 +30,38 @@ class RandomPatch:
     keypoints: KeypointSchema | None = None
     mirror: bool = True
 
-    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
-        """Return the patch of `sample`; the same generator state gives the same patch, without one it is a fresh draw."""
+    def __call__(
+        self, sample: Sample, rng: np.random.Generator | None = None, point: tuple[float, float] | None = None
+    ) -> Sample:
+        """Return the patch of `sample`; the same generator state gives the same patch, without one it is a fresh draw.
+
+        With a `point` (y, x) of the picture the patch shows it, anywhere in its middle half.
+        """
         rng = np.random.default_rng() if rng is None else rng
-        warp = self._draw_warp(sample, rng)
+        warp = self._draw_warp(sample, rng, point)
         moved = move_sample(sample, warp, keypoints=self.keypoints, mirror=self.mirror)
         image = change_colours(moved.image, sample.image.dtype, self.augment, rng, white=self.value_range)
         return replace(moved, image=tv_tensors.Image(image))
 
-    def _draw_warp(self, sample: Sample, rng: np.random.Generator) -> Warp:
+    def _draw_warp(self, sample: Sample, rng: np.random.Generator, point: tuple[float, float] | None = None) -> Warp:
         a = self.augment
         turn = draw_turn(a, rng)
         zoom = np.exp(rng.uniform(*np.log(a.scale))) if a.scale[0] < a.scale[1] else a.scale[0]
         extent = np.abs(turn) @ np.array(a.patch, np.float32) / zoom  # of the picture that the patch covers, before `rotate`
         angle = np.deg2rad(rng.uniform(-a.rotate, a.rotate)) if a.rotate else 0.0
         rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], np.float32)
-        centre = self._draw_corner(sample, extent, rng) + (extent - 1) / 2
+        centre = self._draw_corner(sample, extent, rng, point) + (extent - 1) / 2
         elastic = draw_elastic(rng, a.elastic, a.patch) if a.elastic else None
         return Warp(a.patch, sample.size, rotation @ turn / np.float32(zoom), centre.astype(np.float32), elastic)
 
-    def _draw_corner(self, sample: Sample, extent: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float64]:
+    def _draw_corner(
+        self, sample: Sample, extent: NDArray[np.float32], rng: np.random.Generator, point: tuple[float, float] | None
+    ) -> NDArray[np.float64]:
         """Draw the upper left corner, in whole pixels, of the part of `extent` that is cut; negative where it is too large."""
         room = np.array(sample.size) - extent
         low, high = np.ceil(np.minimum(room, 0)), np.floor(np.maximum(room, 0))
+        if point is not None:
+            return np.clip(np.rint(np.array(point) - (extent - 1) * rng.uniform(0.25, 0.75, 2)), low, high)
         pixel = _rare_pixel(sample, rng) if rng.random() < self.augment.foreground else None
         if pixel is not None:
             return np.clip(np.rint(pixel - (extent - 1) / 2), low, high)
