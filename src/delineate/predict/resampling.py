@@ -68,14 +68,22 @@ class ScaledReader:
         self.align_corners = align_corners
         self.shape: tuple[int, int, int] = (reader.shape[0], *size)
         self.dtype = np.dtype(np.float32)
+        self._kept: tuple[int, int, NDArray[Any]] | None = None  # first row, end, and these rows (C, n, W) of the original
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
         rows = self._taps(1, top, height)
         columns = self._taps(2, left, width)
-        part = self.reader.read(rows.first, columns.first, rows.end - rows.first, columns.end - columns.first)
+        part = self._rows(rows.first, rows.end)[:, :, columns.first : columns.end]
         x = torch.from_numpy(np.ascontiguousarray(part)).float()
         x = x[:, :, columns.low - columns.first] * (1 - columns.weight) + x[:, :, columns.high - columns.first] * columns.weight
         return resize_rows(x, rows.first, self.reader.shape[1], width, rows).numpy()
+
+    def _rows(self, first: int, end: int) -> NDArray[Any]:
+        """Rows of the original over its whole width, which the windows of a row share."""
+        if self._kept is None or self._kept[:2] != (first, end):
+            self._kept = None  # before the next are read
+            self._kept = first, end, self.reader.read(first, 0, end - first, self.reader.shape[2])
+        return self._kept[2]
 
     def close(self) -> None:
         self.reader.close()

@@ -98,13 +98,14 @@ class Level:
     kept: list[Tensor] = field(default_factory=list)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return rows (N, stop - start, W); later calls may not start before `start`."""
+        """Return rows (N, stop - start, W), valid until the next call; later calls may not start before `start`."""
         while (end := self.top + sum(part.shape[1] for part in self.kept)) < stop:
             # The engine goes on in the memory that its last rows lie in: what is still needed of them is copied, and no more.
             self.kept = [part.clone() for part in self._between(start, stop)]
             self.top = min(start, end)  # a scale of 4 or more may skip rows
             self.kept.append(next(self.strips).content)
-        return torch.cat(self._between(start, stop), 1)
+        parts = self._between(start, stop)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _between(self, start: int, stop: int) -> list[Tensor]:
         parts, top = [], self.top

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from delineate.data.windows import ArrayReader, ImageReader, read_mirrored
 from delineate.errors import ConfigError
+from delineate.predict.resampling import ScaledReader
 
 T = TypeVar("T")
 Blend = Literal["gaussian", "constant"]
@@ -80,6 +81,7 @@ def predict_windows(
             if scores is None:
                 scores = outputs.new_zeros((outputs.shape[0], rows.output, columns.size))
             _blend_in(scores, outputs, columns, j, rows.weights[i])
+            del outputs  # or it would lie beside the next window's, and until the next strip is asked for
         assert scores is not None
         bottom = rows.starts[i + 1] if i + 1 < len(rows.starts) else rows.size
         yield Strip(top, decode(scores[:, : bottom - top]))
@@ -144,13 +146,18 @@ def _row_of_windows(
     batch: int,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the number of each window in a row, and its scores (K, h, w)."""
-    pixels = read_mirrored(reader, top, -margin, height, columns.starts[-1] + columns.input)  # (C, h, all that is read)
+    whole = None  # (C, h, all that is read); a scaled row of a picture is large, so it is made window by window
+    if not isinstance(reader, ScaledReader):
+        whole = read_mirrored(reader, top, -margin, height, columns.starts[-1] + columns.input)
     at_once = max(1, batch // len(_FLIPS)) if flips else batch
     for first in range(0, len(columns.starts), at_once):
         lefts = columns.starts[first : first + at_once]
-        windows = np.stack([pixels[:, :, left : left + columns.input] for left in lefts])  # (B, C, h, w)
-        outputs = _average_views(network, prepare(torch.from_numpy(windows)), flips, batch)  # (B, K, h - 2m, w - 2m)
-        yield from enumerate(outputs, start=first)
+        if whole is None:
+            parts = [read_mirrored(reader, top, left - margin, height, columns.input) for left in lefts]
+        else:
+            parts = [whole[:, :, left : left + columns.input] for left in lefts]
+        windows = torch.from_numpy(np.stack(parts))  # (B, C, h, w)
+        yield from enumerate(_average_views(network, prepare(windows), flips, batch), start=first)  # (K, h - 2m, w - 2m)
 
 
 def _average_views(network: Callable[[Tensor], Tensor], windows: Tensor, flips: bool, batch: int) -> Tensor:
@@ -172,6 +179,7 @@ def _blend_in(scores: Tensor, outputs: Tensor, columns: Axis, j: int, row_weight
 def _scroll(scores: Tensor, finished: int) -> None:
     """Forget the first `finished` rows of a strip (K, h, W) and move the others up, in place."""
     kept = scores.shape[1] - finished
-    if kept > 0:
-        scores[:, :kept] = scores[:, finished:].clone()
+    for top in range(0, kept, max(1, finished)):  # parts that do not overlap themselves, so that none needs a copy
+        bottom = min(top + finished, kept)
+        scores[:, top:bottom] = scores[:, top + finished : bottom + finished]
     scores[:, max(0, kept) :] = 0
