@@ -7,8 +7,8 @@ sportsmen of LSPET (14 keypoints, another skeleton). Both networks are a Mask or
 pyramid and thin heads, so that a CPU can train them; they begin with the same weights, see the same pictures in the same order
 with the same changes, and follow the same schedule. `--networks` may add ours with torchvision's conventions. COCO's numbers of
 the last weights, with 95 % bootstrap intervals over pictures, the paired differences, and the CPU time of a step on one thread
-go to benchmarks/results/real_instances.json. A run that was stopped goes on where it was; what has been measured is not run
-again.
+go to benchmarks/results/real_instances.json, where those of other sets stay. A run that was stopped goes on where it was; what
+has been measured is not run again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import json
 import pickle
 import time
 from dataclasses import dataclass, field, replace
@@ -364,14 +365,14 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=["ours", "torchvision"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longer", type=float, default=1.0, help="factor on the number of steps (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=16, help="learned by heart, of 128 (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=128, help="learned by heart, of 128 (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runs", type=Path, default=Path("runs/real_instances"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
-    report: dict[str, Any] = {"environment": environment(), "seed": arguments.seed, "sets": {}}
+    report: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"sets": {}}
     for name in arguments.sets:
         experiment = EXPERIMENTS[name]
         dataset = load_data(name, arguments.data, arguments.pictures)
@@ -386,7 +387,8 @@ def main() -> None:
             ).replace(" ", "_").replace("'", "")
             seconds = step_seconds(model, dataset, config)
             outcomes[network] = run(model, dataset, config, out) | {"cpu_seconds_a_step": seconds}
-            setting = {"training_pictures": len(dataset.splits["train"]), "steps": steps, "batch": config.batch}
+            setting: dict[str, Any] = {"environment": environment(), "seed": arguments.seed}
+            setting |= {"training_pictures": len(dataset.splits["train"]), "steps": steps, "batch": config.batch}
             setting |= {"anchors": experiment.anchors, "precision": config.precision}
             setting |= {"shortest": experiment.shortest, "parameters": sum(p.numel() for p in model.parameters())}
             report["sets"][name] = setting | summarise(outcomes, len(dataset.splits["val"]))
