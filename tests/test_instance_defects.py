@@ -30,8 +30,8 @@ SOUND: dict[str, Any] = {"bbox": [10, 6, 10, 10], "segmentation": OUTLINE, "iscr
         ({"segmentation": [[1, 1, 9, 1, 9, 9, 4]]}, "error", "pairs of finite numbers"),
         ({"segmentation": {"size": [64, 48], "counts": [0, 3072]}}, "error", "the picture is [48, 64]"),
         ({"iscrowd": "0"}, "error", "expected 0 or 1"),
-        ({"category_id": "3"}, "error", "which is not listed"),
-        ({"image_id": "1"}, "warning", "images that are not listed, such as '1'"),
+        ({"category_id": "3"}, "error", "the category '3', which is not listed"),
+        ({"image_id": "1"}, "error", "image_id '1', images 1"),
     ],
 )
 def test_every_defect_is_named(tmp_path: Path, change: dict[str, Any], severity: str | None, words: str) -> None:

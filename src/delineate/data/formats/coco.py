@@ -173,7 +173,12 @@ def _read_records(
             strays.append(annotation.get("image_id"))
         elif (instance := _read_object(file, annotation, index, schema, problems)) is not None:
             objects[annotation["image_id"]].append(instance)
-    if strays:
+    if strays and len(strays) == len(content["annotations"]):
+        listed = next(iter(images), None)
+        problems.error(
+            "annotation", file, f"no annotation is of an image that is listed: image_id {strays[0]!r}, images {listed!r} ..."
+        )
+    elif strays:
         stray = f"{len(strays)} annotations are of images that are not listed, such as {strays[0]!r}"
         problems.warn("annotation", file, stray)
         notes.append(f"{file.name}: {stray}; they are left out")
@@ -186,7 +191,7 @@ def _read_object(
     where = f"annotation {annotation.get('id')}"
     if annotation.get("category_id") not in index:
         problems.error(
-            "unknown category", file, f"{where} has the category {annotation.get('category_id')}, which is not listed"
+            "unknown category", file, f"{where} has the category {annotation.get('category_id')!r}, which is not listed"
         )
         return None
     box, outline, points = annotation.get("bbox"), annotation.get("segmentation"), annotation.get("keypoints")
