@@ -72,7 +72,7 @@ def extract_objects(
         raise ConfigError(f"objects '{method}' is unknown; expected {', '.join(METHODS)}{suggest(method, METHODS)}")
     if (method == "border" and border is None) or (method == "distance" and distance is None):
         raise ConfigError(f"objects '{method}' needs a network trained with outputs '{method}'; take components or watershed")
-    ids = np.asarray(classes).astype(np.int32)
+    ids = np.asarray(classes).astype(np.int32, copy=False)
     if height is None:
         height = _HEIGHTS.get(method, 0.0)
     if method == "components":
@@ -91,7 +91,7 @@ def extract_objects(
 
 def _pieces(values: Array) -> NDArray[np.int32]:
     """Number the connected pieces of equal values other than 0 from the top; neighbours are four, as in training."""
-    return np.asarray(connected_components(values, background=0, connectivity=1)).astype(np.int32)
+    return np.asarray(connected_components(values, background=0, connectivity=1)).astype(np.int32, copy=False)
 
 
 def _depth(mask: Array) -> Array:
@@ -127,11 +127,16 @@ def _measure(
 ) -> Objects:
     """Class, score and box of each piece, without those that are too small or too uncertain."""
     count, classes = int(pieces.max(initial=0)) + 1, int(ids.max(initial=0)) + 1
-    areas = np.bincount(pieces.ravel(), minlength=count)
-    votes = np.bincount((pieces * classes + ids).ravel(), minlength=count * classes).reshape(count, classes)
-    scores = np.ones(count)
-    if foreground is not None:
-        scores = np.bincount(pieces.ravel(), np.asarray(foreground, np.float64).ravel(), count) / np.maximum(areas, 1)
+    votes, totals = np.zeros(count * classes, np.int64), np.zeros(count)
+    rows = max(1, (1 << 22) // max(1, pieces.shape[1]))  # at once: the sums are made of copies of eight bytes a pixel
+    for top in range(0, pieces.shape[0], rows):
+        part = pieces[top : top + rows].astype(np.int64)
+        votes += np.bincount((part * classes + ids[top : top + rows]).ravel(), minlength=count * classes)
+        if foreground is not None:
+            totals += np.bincount(part.ravel(), np.asarray(foreground[top : top + rows], np.float64).ravel(), count)
+    votes = votes.reshape(count, classes)
+    areas = votes.sum(1)
+    scores = np.ones(count) if foreground is None else totals / np.maximum(areas, 1)
     kept = (areas >= max(1, min_area)) & (scores >= min_score)
     kept[0] = False
     instance_map = _renumber(pieces, kept)

@@ -152,7 +152,7 @@ class SemanticPredictor:
     def _with_objects(self, results: Results, rows: LabelRows) -> Results:
         shift = int(self.background is None)  # `extract_objects` takes class 0 for the background
         objects = extract_objects(
-            rows.semantic.astype(np.int32) + shift,
+            np.add(rows.semantic, shift, dtype=np.int32),
             method=cast("Method", self.objects),
             foreground=None if shift else rows.foreground,
             border=rows.border,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -71,9 +72,18 @@ def blend(canvas: Tensor, where: Tensor, color: Tensor, alpha: float) -> None:
     """Lay `color`, broadcast to (3, H, W), over the pixels of `canvas` that the (H, W) bool `where` marks, in place."""
     if alpha <= 0 or not where.any():
         return
-    below = canvas[:, where].float()
-    above = color.expand_as(canvas)[:, where].float()
-    canvas[:, where] = (below + (above - below) * alpha).round().to(torch.uint8)
+    color = color.expand_as(canvas)
+    for rows in row_bands(canvas):
+        part, marked = canvas[:, rows], where[rows]
+        below, above = part[:, marked].float(), color[:, rows][:, marked].float()
+        part[:, marked] = (below + (above - below) * alpha).round().to(torch.uint8)
+
+
+def row_bands(canvas: Tensor) -> Iterator[slice]:
+    """Rows of a picture (C, H, W) from the top, a million pixels at a time: work on a huge one needs no copies of its size."""
+    height, rows = canvas.shape[1], max(1, (1 << 20) // max(1, canvas.shape[2]))
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))
 
 
 def inner_edges(ids: Tensor, width: int) -> Tensor:

@@ -22,6 +22,7 @@ from delineate.report.canvas import (
     line_width,
     plane,
     resize,
+    row_bands,
     to_display,
     write_line,
 )
@@ -196,13 +197,17 @@ def _as_color(row: Tensor) -> Color:
 
 def _tint_map(canvas: Tensor, ids: Tensor, owners: Sequence[int] | None, alpha: float, outlines: bool) -> None:
     check_size(canvas, ids, "instance_map")
-    present, compact = ids.unique(return_inverse=True)  # ids may be sparse and large
-    colors = [(0, 0, 0) if int(i) == 0 else _object_color(int(i) - 1, owners) for i in present]
-    table = torch.tensor(colors, dtype=torch.uint8)
-    color = table[compact].permute(2, 0, 1)
-    blend(canvas, ids > 0, color, alpha)
-    if outlines:
-        blend(canvas, inner_edges(compact, line_width(canvas)) & (ids > 0), color, 1.0)
+    width = line_width(canvas)
+    for rows in row_bands(canvas):
+        first = max(0, rows.start - width)  # outlines depend on rows around
+        near, inside = ids[first : rows.stop + width], slice(rows.start - first, rows.stop - first)
+        present, compact = near.unique(return_inverse=True)  # ids may be sparse and large
+        colors = [(0, 0, 0) if int(i) == 0 else _object_color(int(i) - 1, owners) for i in present]
+        color = torch.tensor(colors, dtype=torch.uint8)[compact[inside]].permute(2, 0, 1)
+        marked, part = ids[rows] > 0, canvas[:, rows]
+        blend(part, marked, color, alpha)
+        if outlines:
+            blend(part, inner_edges(compact, width)[inside] & marked, color, 1.0)
 
 
 def _tint_mask(canvas: Tensor, mask: Tensor, color: Color, alpha: float, outlines: bool) -> None:
