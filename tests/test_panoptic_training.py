@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from _configs import QUICK
 from _fake_detector import ScriptedDetector
 from delineate.config import TrainConfig, build_config
 from delineate.data import Dataset, check_dataset, conversion_losses, dataset_statistics, open_dataset, write_dataset
@@ -114,13 +115,8 @@ def make_config(folder: Path, **changes: Any) -> TrainConfig:
         "optimizer": {"name": "adamw", "lr": 2e-3, "schedule": "constant"},
         "epochs": 2,
         "steps_per_epoch": 10,
-        "batch": 2,
-        "device": "cpu",
-        "precision": "fp32",
-        "workers": 0,
-        "tensorboard": False,
     }
-    return build_config(content | changes)
+    return build_config(QUICK | content | changes)
 
 
 def make_set(dataset: Dataset, **augment: Any) -> InstanceSet:

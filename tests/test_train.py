@@ -17,6 +17,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from _configs import QUICK
 from delineate.config import LossTerm, TrainConfig, build_config, load_config
 from delineate.data import make_loader, open_dataset
 from delineate.data.batch import Batch
@@ -53,13 +54,8 @@ def make_config(data: Path | dict[str, str], **changes: Any) -> TrainConfig:
         "augment": {"patch": [32, 32]},
         "epochs": 2,
         "steps_per_epoch": 2,
-        "batch": 2,
-        "device": "cpu",
-        "precision": "fp32",
-        "workers": 0,
-        "tensorboard": False,
     }
-    return build_config(content | changes)
+    return build_config(QUICK | content | changes)
 
 
 @pytest.fixture(scope="module")

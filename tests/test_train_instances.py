@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor, nn
 
+from _configs import QUICK
 from delineate.config import TrainConfig, build_config
 from delineate.data import Dataset, open_dataset
 from delineate.data.instance_loader import InstanceSet, make_instance_loader
@@ -56,13 +57,8 @@ def make_config(data: Path, *, sampling: str = "even", **changes: Any) -> TrainC
         "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "schedule": "multi_step", "warmup_steps": 1},
         "epochs": 2,
         "steps_per_epoch": 2,
-        "batch": 2,
-        "device": "cpu",
-        "precision": "fp32",
-        "workers": 0,
-        "tensorboard": False,
     }
-    return build_config(content | changes)
+    return build_config(QUICK | content | changes)
 
 
 @pytest.fixture(scope="module")

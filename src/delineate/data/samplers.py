@@ -66,7 +66,7 @@ def class_uniform_order(classes: NDArray[np.intp], seed: int) -> Order:
     """Return an order that draws each class as often as the others, and then one of its places, each as often.
 
     `classes` (S,): the class at place s. The order is one of indices of places (Zhu et al. 2019, "Improving Semantic
-    Segmentation via Video Propagation and Label Relaxation", section 4.1).
+    Segmentation via Video Propagation and Label Relaxation").
     """
     groups = [np.flatnonzero(classes == present) for present in np.unique(classes)]
 

@@ -36,7 +36,7 @@ def choose_resize(statistics: DatasetStatistics, *, fast: bool) -> tuple[ResizeC
 def choose_anchors(statistics: DatasetStatistics, resize: ResizeConfig, usual: Sequence[int]) -> tuple[list[int], Reasons]:
     """Sizes of the anchors: those of the network, halved until a quarter of the objects at most are smaller than the smallest.
 
-    An anchor only learns from objects that it covers to 0.7 (IoU), which a square of 32 pixels cannot do to one of 20.
+    Of an object that no anchor covers to 0.7 (IoU), as a square of 32 pixels cannot one of 20, only the best anchor learns.
     """
     if statistics.objects is None or not statistics.objects.count:
         return list(usual), {}
