@@ -173,3 +173,18 @@ def test_what_is_missing_is_named() -> None:
         extract_objects(classes, method="distance")
     with pytest.raises(ConfigError, match="did you mean 'watershed'"):
         extract_objects(classes, method="watersheds")  # pyright: ignore[reportArgumentType]
+
+
+def test_objects_of_a_large_picture_are_measured_whole() -> None:
+    """More than four million pixels are summed in bands: one object lies across their border, at row 1997."""
+    classes = np.zeros((2100, 2100), np.uint8)
+    classes[5:9, 5:9] = 1
+    classes[1990:2010, 30:40] = 2
+    classes[2090:2095, 2000:2100] = 1
+    foreground = np.random.default_rng(0).random(classes.shape).astype(np.float32)
+    found = extract_objects(classes, foreground=foreground, min_area=1, min_score=0.0)
+    assert found.labels.tolist() == [1, 2, 1]
+    expected = [
+        foreground[area].mean(dtype=float) for area in (np.s_[5:9, 5:9], np.s_[1990:2010, 30:40], np.s_[2090:2095, 2000:2100])
+    ]
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-6)

@@ -14,6 +14,7 @@ from skimage.segmentation import find_boundaries
 from torch import Tensor
 
 from delineate.data.sample import IGNORE
+from delineate.report.canvas import blend
 from delineate.report.overlay import (
     draw_errors,
     draw_instances,
@@ -233,3 +234,14 @@ def test_nothing_given_is_changed() -> None:
     draw_instances(image, instance_map=ids, masks=ids[None] > 0)
     draw_errors(image, ids, ids)
     assert torch.equal(image, before)
+
+
+def test_bands_of_a_large_picture_leave_no_seam() -> None:
+    """More than a million pixels are blended in bands; each pixel as if it were alone."""
+    random = torch.Generator().manual_seed(0)
+    canvas = torch.randint(0, 256, (3, 1500, 1100), generator=random, dtype=torch.uint8)
+    where = torch.rand(1500, 1100, generator=random) < 0.5
+    color = torch.randint(0, 256, (3, 1500, 1100), generator=random, dtype=torch.uint8)
+    expected = torch.where(where, (0.75 * canvas.double() + 0.25 * color.double()).round(), canvas.double())
+    blend(canvas, where, color, 0.25)
+    assert torch.equal(canvas.double(), expected)
