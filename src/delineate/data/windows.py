@@ -29,6 +29,7 @@ class ImageReader(Protocol):
 
     shape: tuple[int, int, int]  # channels (1: grey, 3: RGB), height, width
     dtype: np.dtype[Any]  # uint8, uint16 or float32
+    computed: bool  # pixels are made as they are read, larger than what they are made of: ask for no more than is needed
 
     def read(self, top: int, left: int, height: int, width: int) -> Array:
         """Return the pixels `(C, height, width)` of a window that lies inside the picture."""
@@ -41,6 +42,8 @@ class ImageReader(Protocol):
 
 class ArrayReader:
     """A picture `(C, H, W)` or `(H, W)` that is in memory: a tensor or an array."""
+
+    computed = False
 
     def __init__(self, pixels: Tensor | Array) -> None:
         array: Array = np.asarray(pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels)
@@ -59,6 +62,8 @@ class ArrayReader:
 
 class TiffReader:
     """One page of a TIFF, decoded segment by segment (strips or tiles); the segments of the last window are kept."""
+
+    computed = False
 
     def __init__(self, path: str | Path, frame: int = 0) -> None:
         self.path = Path(path)

@@ -63,6 +63,8 @@ def resize_rows(x: Tensor, first: int, height: int, width: int, taps: Taps, *, a
 class ScaledReader:
     """A picture resized to `size` (height, width), read from the parts of the original that are needed; float32."""
 
+    computed = True
+
     def __init__(self, reader: ImageReader, size: tuple[int, int], *, align_corners: bool = False) -> None:
         self.reader = reader
         self.align_corners = align_corners

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from delineate.data.windows import ArrayReader, ImageReader, read_mirrored
 from delineate.errors import ConfigError
-from delineate.predict.resampling import ScaledReader
 
 T = TypeVar("T")
 Blend = Literal["gaussian", "constant"]
@@ -146,8 +145,8 @@ def _row_of_windows(
     batch: int,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the number of each window in a row, and its scores (K, h, w)."""
-    whole = None  # (C, h, all that is read); a scaled row of a picture is large, so it is made window by window
-    if not isinstance(reader, ScaledReader):
+    whole = None  # (C, h, all that is read), so that each segment of a file is decoded once
+    if not reader.computed:
         whole = read_mirrored(reader, top, -margin, height, columns.starts[-1] + columns.input)
     at_once = max(1, batch // len(_FLIPS)) if flips else batch
     for first in range(0, len(columns.starts), at_once):
