@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,17 +13,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import colormaps
+from PIL import Image
 from torch import Tensor
 
 import delineate as dl
+from delineate.data import make_blobs_dataset, open_dataset
 from delineate.data.windows import ArrayReader
 from delineate.errors import ConfigError
+from delineate.files import write_json
 from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention, View, fuse_hierarchically, scaled_size
 from delineate.models.semantic import resize
+from delineate.predict.evaluate import evaluate
 from delineate.predict.pictures import Picture
 from delineate.predict.resampling import ScaledReader, find_taps, resize_rows
 from delineate.predict.scales import predict_scales, predict_shares
 from delineate.predict.tiling import predict_windows
+from delineate.report import write_report
 from delineate.weights import Conventions
 
 SIZES = st.integers(1, 40)
@@ -136,6 +146,21 @@ def test_shares_of_scales_are_the_attention_and_add_up(fusion: str, scales: tupl
             torch.testing.assert_close(shares[0.5], resize(maps[0.5], (37, 45))[0, 0], atol=1e-4, rtol=0)
 
 
+def panels_of(drawing: Tensor, size: tuple[int, int], count: int) -> list[Tensor]:
+    """The pictures (3, *size) that stand in a row of a drawing, 4 pixels apart, below their captions."""
+    height, width = size
+    assert drawing.shape[2] == count * width + 4 * (count - 1)
+    return [drawing[:, -height:, i * (width + 4) :][:, :, :width] for i in range(count)]
+
+
+def of_colors(panel: Tensor) -> Tensor:
+    """The numbers (H, W) in 0..1 that stand for the colours (3, H, W) of a drawing; every colour must be one of the scale's."""
+    table = torch.from_numpy(colormaps["viridis"](np.arange(256), bytes=True)[:, :3].astype(np.float32))
+    distance, index = torch.cdist(panel.flatten(1).T.float(), table).min(1)
+    assert not distance.any()
+    return (index.reshape(panel.shape[1:]) + 0.5) / 256  # the middle of those of a colour; a few share one
+
+
 def test_shares_that_favour_one_scale_and_their_picture() -> None:
     model = network("attention", (0.5, 1.0, 2.0))
     model.classes, model.conventions = ("a", "b", "c", "d", "e"), Conventions()
@@ -146,9 +171,30 @@ def test_shares_that_favour_one_scale_and_their_picture() -> None:
     assert [round(float(share.mean()), 4) for share in shares.values()] == [0.5, 0.25, 0.25]
     drawn = predictor.draw_scales(pixels)
     assert drawn.dtype == torch.uint8
-    assert drawn.shape[2] > drawn.shape[1]
+    picture, *panels = panels_of(drawn, (256, round(90 * 256 / 70)), 4)
+    assert torch.equal(picture[:, ::255, ::328], torch.from_numpy(pixels).permute(2, 0, 1)[:, ::69, ::89])  # its corners
+    assert [float(of_colors(panel).mean()) for panel in panels] == pytest.approx([0.5, 0.25, 0.25], abs=0.005)
     model.fusion = "average"
     averaging = dl.Predictor(model, "cpu", "fp32")
     assert averaging.semantic.shares(Picture(pixels)) == {}
     with pytest.raises(ConfigError, match="does not attend"):
         averaging.draw_scales(pixels)
+
+
+def test_the_report_shows_the_share_of_each_scale(tmp_path: Path) -> None:
+    dataset = open_dataset(make_blobs_dataset(tmp_path / "data", 1, 64))
+    model: Any = dl.create_model("hmsa", 2, model="unet", scales=(0.5, 1.0, 2.0), options={"width": 4, "depth": 3}).eval()
+    torch.nn.init.normal_(model.head[-1].weight, std=20)  # so that some pixels trust one scale, others another
+    model.classes, model.conventions = dataset.semantic_classes, Conventions()
+    predictor = dl.Predictor(model, "cpu", "fp32")
+    run = tmp_path / "run"
+    evaluation = evaluate(predictor, dataset, dataset.records, split="all", previews=run / "previews", intervals=None)
+    write_json(run / "evaluation.json", evaluation.to_json())
+    [embedded] = re.findall(r'src="data:image/png;base64,([^"]+)"', write_report(run).read_text(encoding="utf-8"))
+    with Image.open(io.BytesIO(base64.b64decode(embedded))) as picture:
+        drawing = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    shown = torch.stack([of_colors(panel) for panel in panels_of(drawing, (256, 256), 6)[3:]])
+    torch.testing.assert_close(shown.sum(0), torch.ones(256, 256), atol=0.02, rtol=0)
+    shares = torch.stack(list(predictor.semantic.shares(Picture(dataset.records[0].image)).values()))
+    torch.testing.assert_close(shown[:, ::4, ::4], shares, atol=0.01, rtol=0)
+    assert all(share.min() < 0.2 and share.max() > 0.5 for share in shares), "shares that say nothing"
