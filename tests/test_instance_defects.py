@@ -16,6 +16,18 @@ OUTLINE = [[10, 6, 20, 6, 20, 16, 10, 16]]
 SOUND: dict[str, Any] = {"bbox": [10, 6, 10, 10], "segmentation": OUTLINE, "iscrowd": 0}
 
 
+def write(folder: Path, annotations: list[dict[str, Any]]) -> Path:
+    """One picture, its objects, and the file that lists both."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(folder / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 48, "width": 64}],
+        "categories": [{"id": 3, "name": "cat"}],
+        "annotations": [{"id": n, "image_id": 1, "category_id": 3, **a} for n, a in enumerate(annotations, 7)],
+    }
+    (folder / "labels.json").write_text(json.dumps(content))
+    return folder / "labels.json"
+
+
 @pytest.mark.parametrize(
     ("change", "severity", "words"),
     [
@@ -35,12 +47,10 @@ SOUND: dict[str, Any] = {"bbox": [10, 6, 10, 10], "segmentation": OUTLINE, "iscr
     ],
 )
 def test_every_defect_is_named(tmp_path: Path, change: dict[str, Any], severity: str | None, words: str) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(tmp_path / "a.png")
-    content = {
-        "images": [{"id": 1, "file_name": "a.png", "height": 48, "width": 64}],
-        "categories": [{"id": 3, "name": "cat"}],
-        "annotations": [{"id": 7, "image_id": 1, "category_id": 3, **SOUND, **change}],
-    }
-    (tmp_path / "labels.json").write_text(json.dumps(content))
-    findings = check_dataset(tmp_path / "labels.json").findings
+    findings = check_dataset(write(tmp_path, [{**SOUND, **change}])).findings
     assert not findings if severity is None else any(f.severity == severity and words in f.message for f in findings), findings
+
+
+def test_annotations_need_no_ids(tmp_path: Path) -> None:
+    other = {"bbox": [30, 6, 10, 10], "segmentation": [[30, 6, 40, 6, 40, 16, 30, 16]]}
+    assert not check_dataset(write(tmp_path, [{**SOUND, "id": None}, {**SOUND, **other, "id": None}])).findings

@@ -166,9 +166,9 @@ def _read_records(
     seen: set[Any] = set()
     strays = []
     for annotation in content["annotations"]:
-        if annotation.get("id") in seen:
-            problems.warn("duplicate id", file, f"the annotation id {annotation['id']} is given twice")
-        seen.add(annotation.get("id"))
+        if (number := annotation.get("id")) is not None and number in seen:
+            problems.warn("duplicate id", file, f"the annotation id {number} is given twice")
+        seen.add(number)
         if annotation.get("image_id") not in objects:
             strays.append(annotation.get("image_id"))
         elif (instance := _read_object(file, annotation, index, schema, problems)) is not None:

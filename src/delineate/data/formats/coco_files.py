@@ -9,7 +9,7 @@ from typing import Any
 from delineate.data.dataset import Instance, Record
 from delineate.data.formats.names import shortest_names
 from delineate.data.formats.pairing import read_folder_name
-from delineate.data.formats.problems import Problems
+from delineate.data.formats.problems import Problems, json_ends
 from delineate.errors import DataError
 
 NO_TRUTH = "image_info_"
@@ -21,12 +21,7 @@ _IMAGE_KEYS = {"id", "file_name", "height", "width"}
 
 def is_coco_file(path: Path) -> bool:
     """Whether a JSON file looks like COCO annotations, by its beginning and end."""
-    if path.suffix.lower() != ".json":
-        return False
-    with path.open("rb") as file:
-        head = file.read(65536)
-        file.seek(max(0, path.stat().st_size - 65536))
-        text = head + file.read()
+    text = json_ends(path)
     return b'"shapes"' not in text and any(key in text for key in (b'"annotations"', b'"categories"', b'"images"'))
 
 

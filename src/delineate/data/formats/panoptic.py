@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from delineate.data.decode import decode_labels
 from delineate.data.formats.coco_rows import record_fault, sound_rows
-from delineate.data.formats.problems import Problems, read_json
+from delineate.data.formats.problems import Problems, json_ends, read_json
 from delineate.data.panoptic import PanopticMap
 from delineate.errors import DataError
 
@@ -92,12 +92,7 @@ def read_panoptic(path: str | Path, folder: str | Path | None = None, truth: Pan
 
 def is_panoptic_file(path: Path) -> bool:
     """Whether a JSON file looks like COCO's panoptic format, by its beginning and end."""
-    if path.suffix.lower() != ".json" or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        text = file.read(1 << 16)
-        file.seek(max(0, path.stat().st_size - (1 << 16)))
-        return b'"segments_info"' in text + file.read()
+    return b'"segments_info"' in json_ends(path)
 
 
 def _categories(path: Path, content: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[str, ...], NDArray[np.bool_]]:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from delineate.errors import DataError
 
+_END = 1 << 16  # bytes
+
 
 @dataclass(slots=True)
 class Problems:
@@ -42,3 +44,13 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); export it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def json_ends(path: Path) -> bytes:
+    """Return the beginning and end of a JSON file, where its keys tell what it is without parsing it; b"" for other files."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        head = file.read(_END)
+        file.seek(max(0, path.stat().st_size - _END))
+        return head + file.read()
