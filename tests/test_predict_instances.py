@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -278,6 +279,33 @@ def test_a_network_of_the_zoo_gives_each_picture_what_it_has_alone(small_weights
         assert one.labels.tolist() == other.labels.tolist()
         torch.testing.assert_close(one.boxes, other.boxes, atol=1e-3, rtol=0)
         torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=0)
+
+
+def test_compiled_it_finds_the_same(small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph for batches of any size, each of pictures of two sizes that are padded to the same."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def compiled(model: torch.nn.Module, device: torch.device) -> Any:
+        return torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+
+    monkeypatch.setattr("delineate.predict.detecting.compiled", compiled)
+    pictures = [picture(height, width, seed=width) for height, width in ((60, 90), (61, 90), (90, 60), (90, 61))]
+    options: dict[str, Any] = {"score_threshold": 0.1, "batch": 2}
+    eager, whole = (Predictor(small_weights, "cpu", "fp32", compile=on, **options)(pictures) for on in (False, True))
+    assert len(graphs) == 1
+    assert sum(map(len, eager)) > 20
+    for one, other in zip(whole, eager, strict=True):
+        assert one.labels.tolist() == other.labels.tolist()
+        torch.testing.assert_close(one.boxes, other.boxes, atol=1e-3, rtol=0)
+        torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=0)
+        torch.testing.assert_close(one.keypoints, other.keypoints, atol=1e-2, rtol=1e-4)
+        assert isinstance(one.masks, BoxMasks)
+        assert isinstance(other.masks, BoxMasks)
+        torch.testing.assert_close(one.masks.probabilities, other.masks.probabilities, atol=1e-4, rtol=0)
 
 
 def test_folded_norms_change_nothing(small_weights: Path) -> None:
