@@ -90,8 +90,10 @@ def torchrun(data: Path, out: Path, **changes: Any) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_under_torchrun(data: Path, one_process: Path, tmp_path: Path) -> None:
-    output, errors = torchrun(data, tmp_path / "run").communicate(timeout=240)
-    assert output.count("epoch 1/2") == 1, errors  # the first process speaks
+    process = torchrun(data, tmp_path / "run")
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert output.count("epoch 1/2") == 1  # the first process speaks
     assert output.count("report ") == 1
     assert_equal_runs(tmp_path / "run", one_process)
 

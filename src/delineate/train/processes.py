@@ -75,6 +75,7 @@ def launch(config: TrainConfig, job: Job) -> None:
         fabric.launch()
         with Stop(signal.SIGINT, signal.SIGTERM, impatient=False) as stop, _first_error_only(fabric):
             job(fabric, stop)
+            _part(fabric)
     elif config.devices > 1:
         _spawn(fabric, job)
     else:
@@ -152,6 +153,7 @@ def _child(fabric: Fabric, *, errors: Any, job: Job) -> bool:
     with Stop(signal.SIGINT, impatient=False) as stop:  # SIGTERM comes when another process has failed: end at once
         try:
             job(fabric, stop)
+            _part(fabric)
         except KeyboardInterrupt:
             return True
         except DelineateError as error:
@@ -171,6 +173,12 @@ class _Forward(Stop):
             if child.pid is not None:
                 os.kill(child.pid, signal.SIGKILL if self.requested else signal.SIGINT)
         self.requested = True
+
+
+def _part(fabric: Fabric) -> None:
+    """Close the connections between the processes when all are done, so that one that ends tears none out of another's hands."""
+    fabric.barrier()
+    torch.distributed.destroy_process_group()
 
 
 @contextmanager
