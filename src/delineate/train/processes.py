@@ -176,7 +176,7 @@ class _Forward(Stop):
 
 
 def _part(fabric: Fabric) -> None:
-    """Close the connections between the processes when all are done, so that one that ends tears none out of another's hands."""
+    """Close the connections between the processes when all are done, so that none loses what an ending one has sent it."""
     fabric.barrier()
     torch.distributed.destroy_process_group()
 
