@@ -193,7 +193,7 @@ def broken(**change: Any) -> list[dict[str, Any]]:
         (broken(category_id=8), {}, "annotation 100 has the category 8, which is not listed"),
         (broken(bbox=[1, 2]), {}, r"annotation 100 has the bbox \[1, 2\]"),
         (broken(segmentation="abc"), {}, "neither polygons nor a run-length code"),
-        (broken(keypoints=[1, 2, 2]), {}, "3 numbers of keypoints, its category expects 0"),
+        (broken(keypoints=[1, 2, 2]), {}, "has keypoints, but no category has a list .keypoints."),
         ([], {"images": [{"id": 1}]}, "lacks 'id' or 'file_name'"),
         ([], {"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}]}, "image id 1 is given twice"),
         ([], {"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category id 1 is given twice"),

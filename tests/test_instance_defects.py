@@ -39,7 +39,7 @@ def write(folder: Path, annotations: list[dict[str, Any]]) -> Path:
         ({"bbox": None, "segmentation": []}, "error", "neither box, outline nor labelled keypoints"),
         ({"bbox": [float("inf"), 0, 5, 5]}, "error", "expected [x, y, width, height]"),
         ({"bbox": [200, 200, 5, 5]}, "error", "wholly outside the 64 x 48 image"),
-        ({"segmentation": [[1, 1, 9, 1, 9, 9, 4]]}, "error", "pairs of finite numbers"),
+        ({"segmentation": [[1, 1, 9, 1, 9, 9, 4]]}, "error", "of 7 numbers; a polygon needs pairs x, y"),
         ({"segmentation": {"size": [64, 48], "counts": [0, 3072]}}, "error", "the picture is [48, 64]"),
         ({"iscrowd": "0"}, "error", "expected 0 or 1"),
         ({"category_id": "3"}, "error", "the category '3', which is not listed"),

@@ -13,9 +13,8 @@ from torchvision import tv_tensors
 from delineate.data.batch import InstanceBatch
 from delineate.data.dataset import Dataset, Instance, Record
 from delineate.data.decode import image_size
-from delineate.data.load import has_extent, load_panoptic, load_sample
+from delineate.data.load import has_extent, load_panoptic, load_sample, outline_rle
 from delineate.data.panoptic import stuff_map, things_of
-from delineate.data.raster import segmentation_rle
 from delineate.data.sample import IGNORE, Sample
 from delineate.errors import DataError
 from delineate.ops.instances import InstanceTargets
@@ -47,8 +46,8 @@ def load_objects(
     sample = replace(load_sample(dataset, record, want), semantic=semantic)
     if not masks:
         return sample
-    outlines = [_outline(instance) for instance in record.instances if has_extent(instance)]
-    return replace(sample, codes=tuple(segmentation_rle(outline, sample.size) for outline in outlines))
+    outlined = [(_outline(instance), instance) for instance in record.instances if has_extent(instance)]
+    return replace(sample, codes=tuple(outline_rle(outline, i, sample.size, record) for outline, i in outlined))
 
 
 def has_outlines(records: Iterable[Record]) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
-from delineate.data.dataset import Dataset, Instance, LabelMap, Record
+from delineate.data.dataset import Dataset, Instance, LabelMap, Polygon, Record, Rle
 from delineate.data.decode import Array, decode_image, decode_labels, images_in, stored_orientation
 from delineate.data.formats.classes import Key
 from delineate.data.panoptic import PanopticMap, things_of
@@ -243,8 +243,13 @@ def instance_mask(instance: Instance, size: tuple[int, int], record: Record) -> 
         raise DataError(
             f"{record.image}: an object has no outline, only a box or keypoints; masks need polygons or run-length codes"
         )
+    return decode_rle(outline_rle(instance.segmentation, instance, size, record))
+
+
+def outline_rle(outline: tuple[Polygon, ...] | Rle, instance: Instance, size: tuple[int, int], record: Record) -> Rle:
+    """Return `segmentation_rle` of the outline of an object; a `DataError` names the picture and the object."""
     try:
-        return decode_rle(segmentation_rle(instance.segmentation, size))
+        return segmentation_rle(outline, size)
     except DataError as error:
         name = "an object" if instance.id is None else f"object {instance.id}"
         raise DataError(f"{record.image}: {name}: {error}") from error

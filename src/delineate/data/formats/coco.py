@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from delineate.data.dataset import Dataset, Instance, Record
 from delineate.data.decode import image_size
+from delineate.data.formats.coco_categories import class_names, keypoint_schema, read_categories
 from delineate.data.formats.coco_files import (
     NO_TRUTH,
     choose_files,
@@ -17,6 +17,7 @@ from delineate.data.formats.coco_files import (
     named_apart,
     read_image,
     read_images,
+    repeated_files,
     split_of,
 )
 from delineate.data.formats.coco_panoptic import read_coco_panoptic
@@ -28,7 +29,7 @@ from delineate.data.objects import object_classes, record_objects
 from delineate.data.raster import rle_area, rle_box, segmentation_rle
 from delineate.errors import DataError
 from delineate.files import write_json
-from delineate.skeleton import COCO_PERSON, KeypointSchema
+from delineate.skeleton import KeypointSchema
 
 VARIANTS = ("instance", "keypoint", "panoptic")
 _OBJECT_KEYS = {"id", "image_id", "category_id", "segmentation", "bbox", "area", "iscrowd", "keypoints", "num_keypoints"}
@@ -45,10 +46,12 @@ def read_coco(path: Path, variant: str | None, problems: Problems) -> Dataset:
         return read_coco_panoptic(path, panoptic, problems)
     files = choose_files(path, found, variant) if path.is_dir() else {split_of(path): path}
     contents = {split: _read_content(file, problems) for split, file in files.items()}
-    categories = _categories(files, contents)
+    categories = read_categories(files, contents)
     index = {category["id"]: i for i, category in enumerate(categories)}
-    schema = _keypoint_schema(categories)
-    splits, notes = {}, []
+    first = next(iter(files.values()))
+    classes, notes = class_names(first, categories, problems)
+    schema, more = keypoint_schema(first, categories, problems)
+    splits, notes = {}, notes + more
     for split, file in files.items():
         records, note = _read_records(file, contents[split], index, schema, problems)
         splits[split] = records
@@ -58,15 +61,15 @@ def read_coco(path: Path, variant: str | None, problems: Problems) -> Dataset:
     )
     if variant == "keypoint" and not has_points:
         raise DataError(f"{path}: has no keypoints; leave --format coco:keypoint away")
-    first = next(iter(contents.values()))
+    content = next(iter(contents.values()))
     return Dataset(
         root=path if path.is_dir() else path.parent,
         format="coco",
         kind="keypoint" if has_points and variant != "instance" else "instance",
-        classes=tuple(str(category["name"]) for category in categories),
+        classes=classes,
         splits=named_apart(splits),
         keypoints=schema,
-        extra={"categories": categories, **{key: first[key] for key in ("info", "licenses") if key in first}},
+        extra={"categories": categories, **{key: content[key] for key in ("info", "licenses") if key in content}},
         notes=tuple(notes),
     )
 
@@ -107,52 +110,13 @@ def _read_content(file: Path, problems: Problems) -> dict[str, Any]:
     for key in ("images", "categories") if without else ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise DataError(f"{file}: has no list '{key}'; expected COCO annotations with images, annotations and categories")
+    for key, by in (("images", "image_id"), ("categories", "category_id")):
+        if not content[key] and content.get("annotations"):
+            raise DataError(f"{file}: its list '{key}' is empty, but annotations name each by {by}; export it again")
     content = sound_rows(file, content, problems)
     if any("segments_info" in a for a in content.get("annotations", [])[:1]):
         raise DataError(f"{file}: is a panoptic file; give the instances_*.json, or leave the variant away")
     return content
-
-
-def _categories(files: dict[str, Path], contents: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the categories by id; all files must agree on ids and names."""
-    chosen: list[dict[str, Any]] = []
-    for split, content in contents.items():
-        if not all(isinstance(c, dict) and "id" in c and "name" in c for c in content["categories"]):
-            raise DataError(f"{files[split]}: a category lacks 'id' or 'name'")
-        found = sorted(content["categories"], key=lambda category: (isinstance(category["id"], str), category["id"]))
-        if repeated := {c["id"] for c in found if sum(c["id"] == other["id"] for other in found) > 1}:
-            raise DataError(f"{files[split]}: the category id {min(repeated)} is given twice")
-        if chosen and [(c["id"], c["name"]) for c in chosen] != [(c["id"], c["name"]) for c in found]:
-            raise DataError(
-                f"{files[split]}: its categories differ from those of {next(iter(files.values()))}; use the same in all splits"
-            )
-        chosen = chosen or found
-    return chosen
-
-
-def _keypoint_schema(categories: list[dict[str, Any]]) -> KeypointSchema | None:
-    """Return the skeleton of the first category that has one; COCO counts its edges from 1."""
-    category = next((c for c in categories if c.get("keypoints")), None)
-    if category is None:
-        return None
-    names = tuple(map(str, category["keypoints"]))
-    edges = tuple((a - 1, b - 1) for a, b in category.get("skeleton") or () if 1 <= a <= len(names) and 1 <= b <= len(names))
-    return KeypointSchema(names, edges, flip_pairs(names), COCO_PERSON.sigmas if names == COCO_PERSON.names else ())
-
-
-def flip_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Return the index pairs of names that differ in left and right alone.
-
-    >>> flip_pairs(["nose", "left_eye", "right_eye", "r_hip", "l_hip"])
-    ((1, 2), (4, 3))
-    """
-    place = {name.lower(): i for i, name in enumerate(names)}
-    pairs = []
-    for name, i in place.items():
-        partner = re.sub(r"^l(?=[_\- ])", "r", re.sub("left", "right", name))
-        if partner != name and partner in place:
-            pairs.append((i, place[partner]))
-    return tuple(pairs)
 
 
 def _read_records(
@@ -160,6 +124,7 @@ def _read_records(
 ) -> tuple[tuple[Record, ...], list[str]]:
     images = read_images(file, content["images"], problems)
     folder, notes = image_folder(file, [image["file_name"] for image in images.values()])
+    notes += repeated_files(file, images, problems)
     if "annotations" not in content:
         return tuple(read_image(folder, image, None) for image in images.values()), notes
     objects: dict[Any, list[Instance]] = {image_id: [] for image_id in images}
@@ -174,12 +139,10 @@ def _read_records(
         elif (instance := _read_object(file, annotation, index, schema, problems)) is not None:
             objects[annotation["image_id"]].append(instance)
     if strays and len(strays) == len(content["annotations"]):
-        listed = next(iter(images), None)
-        problems.error(
-            "annotation", file, f"no annotation is of an image that is listed: image_id {strays[0]!r}, images {listed!r} ..."
-        )
+        first = f"image_id {strays[0]!r}, images {next(iter(images), None)!r} ..."
+        problems.error("annotation", file, f"no annotation is of a listed image: {first}; make both equal, in type too")
     elif strays:
-        stray = f"{len(strays)} annotations are of images that are not listed, such as {strays[0]!r}"
+        stray = f"{len(strays)} annotations are of images that are not listed, such as image_id {strays[0]!r}"
         problems.warn("annotation", file, stray)
         notes.append(f"{file.name}: {stray}; they are left out")
     return tuple(read_image(folder, image, tuple(objects[image_id])) for image_id, image in images.items()), notes
@@ -195,20 +158,15 @@ def _read_object(
         )
         return None
     box, outline, points = annotation.get("bbox"), annotation.get("segmentation"), annotation.get("keypoints")
-    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)):
-        problems.error("annotation", file, f"{where} has the bbox {box}, expected [x, y, width, height]")
-        return None
     if isinstance(outline, list) and outline and all(isinstance(v, int | float) for v in outline):
         outline = [outline]  # some exporters write a lone polygon flat
-    if not isinstance(outline, dict | list | None) or (
-        isinstance(outline, list) and not all(isinstance(p, list) for p in outline)
-    ):
-        problems.error("annotation", file, f"{where} has a segmentation that is neither polygons nor a run-length code")
+    if (fault := _shape_fault(box, outline, points, schema)) is not None:
+        problems.error("annotation", file, f"{where} has {fault}")
         return None
-    if points and (schema is None or len(points) != 3 * len(schema.names)):
-        expected = 3 * len(schema.names) if schema else 0
-        problems.error("annotation", file, f"{where} has {len(points)} numbers of keypoints, its category expects {expected}")
-        return None
+    labelled = sum(v > 0 for v in points[2::3]) if points else 0
+    if annotation.get("num_keypoints") not in (None, labelled):
+        text = f"{where} has the num_keypoints {annotation['num_keypoints']!r:.60}, but {labelled} with a visibility above 0"
+        problems.warn("number of keypoints", file, f"{text}, which count")
     return Instance(
         label=index[annotation["category_id"]],
         segmentation=outline if isinstance(outline, dict) else tuple(outline) if outline else None,
@@ -219,6 +177,26 @@ def _read_object(
         id=annotation.get("id"),
         extra={key: value for key, value in annotation.items() if key not in _OBJECT_KEYS},
     )
+
+
+def _shape_fault(box: Any, outline: Any, points: Any, schema: KeypointSchema | None) -> str | None:
+    """What is wrong with the forms of an annotation's shapes, of which sound_rows saw that their numbers are numbers."""
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)):
+        return f"the bbox {box!r:.60}, expected [x, y, width, height]"
+    if not isinstance(outline, dict | list | None) or (
+        isinstance(outline, list) and any(not isinstance(p, list) for p in outline)
+    ):
+        return f"the segmentation {outline!r:.60}, neither polygons nor a run-length code; expected [[x, y, x, y, ...], ...]"
+    if not points:
+        return None
+    if schema is None:
+        return "keypoints, but no category has a list 'keypoints' with their names; add it, or take them out"
+    if len(points) != 3 * len(schema.names):
+        expected = f"{3 * len(schema.names)}, x, y and visibility of each of {', '.join(schema.names)}"
+        return f"{len(points)} numbers of keypoints; expected {expected:.120}"
+    if strange := [v for v in points[2::3] if v not in (0, 1, 2)]:
+        return f"a keypoint of the visibility {strange[0]!r}; expected 0 (not labelled), 1 (hidden) or 2 (visible)"
+    return None
 
 
 def _objects(dataset: Dataset, record: Record) -> tuple[Instance, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -73,12 +74,22 @@ def read_images(file: Path, listed: list[Any], problems: Problems) -> dict[Any, 
     images: dict[Any, dict[str, Any]] = {}
     for image in listed:
         if not isinstance(image, dict) or "id" not in image or "file_name" not in image:
-            problems.error("annotation", file, f"an image lacks 'id' or 'file_name': {str(image)[:60]}")
+            problems.error("annotation", file, f"an image lacks 'id' or 'file_name', it is {image!r:.60}; give it both")
         elif image["id"] in images:
-            problems.error("duplicate id", file, f"the image id {image['id']} is given twice")
+            problems.error("duplicate id", file, f"the image id {image['id']} is given twice; give each its own")
         else:
             images[image["id"]] = image
     return images
+
+
+def repeated_files(file: Path, images: dict[Any, dict[str, Any]], problems: Problems) -> list[str]:
+    """Return a note, of which `problems` hears too, where a picture is listed under several ids."""
+    counts = Counter(image["file_name"] for image in images.values())
+    if not (repeated := [name for name, count in counts.items() if count > 1]):
+        return []
+    text = f"{len(repeated)} pictures are listed under several ids, such as {repeated[0]!r}"
+    problems.warn("duplicate picture", file, f"{text}; give each one id, else the objects of the others are background to it")
+    return [f"{file.name}: {text}; each has the objects of its own id alone"]
 
 
 def read_image(folder: Path, image: dict[str, Any], objects: tuple[Instance, ...] | None) -> Record:

@@ -91,6 +91,8 @@ def _outline_fault(outline: Any) -> str | None:
             return f"has a run-length code with the counts {counts!r:.60}; expected a list of numbers or a text"
     if isinstance(outline, list) and (strange := [p for p in outline if isinstance(p, list) and not _are_numbers(p)]):
         return f"has the polygon {strange[0]!r:.60}; expected numbers x, y, x, y ..."
+    if isinstance(outline, list) and (odd := [p for p in outline if isinstance(p, list) and len(p) % 2]):
+        return f"has the polygon {odd[0]!r:.60} of {len(odd[0])} numbers; a polygon needs pairs x, y: add or take out one"
     return None
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from delineate.data.dataset import Dataset, Instance, Record
 from delineate.data.decode import image_size, list_images, missing
-from delineate.data.formats.coco import flip_pairs
+from delineate.data.formats.coco_categories import flip_pairs
 from delineate.data.formats.names import shortest_names
 from delineate.data.formats.problems import Problems
 from delineate.data.formats.writing import copy_image, named_records
