@@ -1,11 +1,13 @@
 """Mask R-CNN and Keypoint R-CNN against torchvision's, with the same random weights: detections, losses and gradients.
 
 The networks are torchvision's own classes on a ResNet-18, to be quick, with random batch-normalisation statistics, and last
-layers scaled so that there are many detections of many classes. That makes them sensitive, so they compute in float64.
+layers scaled so that there are many detections of many classes and of every level. That makes them sensitive, so they compute
+in float64.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,18 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import resnet18
+from torchvision.ops import MultiScaleRoIAlign
 
 from delineate.losses.matching import NEGATIVE, POSITIVE, Sample
 from delineate.models import create_model
 from delineate.models.rpn import Selection
+from delineate.ops import assign_levels
 from delineate.ops.instances import InstanceTargets
 from delineate.weights.torchvision import from_torchvision
 
 SIZES = [(150, 200), (170, 140)]
-WIDTH, PROPOSALS, DETECTIONS = 32, 60, 30
+WIDTH, PROPOSALS, DETECTIONS = 32, 100, 60
+CANONICAL = 48.0  # side of a box that is read from P4, 224 by default: small pictures have boxes of all levels, P2 to P5
 CLASSES = {"first": 20, "second": 20, "keypoints": 1}  # of each kind of network
 OURS = {
     "first": "mask_rcnn_resnet50_fpn",
@@ -57,20 +62,24 @@ def build_peer(kind: str) -> Any:
     layers = {f"layer{i + 1}": str(i) for i in range(4)}
     backbone = BackboneWithFPN(body, layers, [64, 128, 256, 512], WIDTH, norm_layer=norm)
     second = FastRCNNConvFCHead((WIDTH, 7, 7), [WIDTH] * 4, [64], norm)
+    box_pool, detail_pool = (MultiScaleRoIAlign(list("0123"), n, 2, canonical_scale=int(CANONICAL)) for n in (7, 14))
     options: dict[str, Any] = {
         "min_size": 1,
         "max_size": 10_000,
         "rpn_head": RPNHead(WIDTH, 3, conv_depth=2 if kind == "second" else 1),
         "rpn_post_nms_top_n_test": PROPOSALS,
         "rpn_post_nms_top_n_train": PROPOSALS,
+        "box_roi_pool": box_pool,
         "box_head": second if kind == "second" else TwoMLPHead(WIDTH * 49, 64),
         "box_predictor": FastRCNNPredictor(64, outputs),
         "box_detections_per_img": DETECTIONS,
     }
     if kind == "keypoints":
+        options["keypoint_roi_pool"] = detail_pool
         options["keypoint_head"] = KeypointRCNNHeads(WIDTH, [WIDTH] * 8)
         options["keypoint_predictor"] = KeypointRCNNPredictor(WIDTH, 17)
     else:
+        options["mask_roi_pool"] = detail_pool
         options["mask_head"] = MaskRCNNHeads(WIDTH, [WIDTH] * 4, 1, norm)
         options["mask_predictor"] = MaskRCNNPredictor(WIDTH, WIDTH, outputs)
     model = (peers.KeypointRCNN if kind == "keypoints" else peers.MaskRCNN)(backbone, **options)
@@ -88,7 +97,8 @@ def randomize(model: nn.Module, picture: Tensor) -> None:
             module.get_buffer("running_var").uniform_(0.5, 2.0)
     head = "roi_heads."
     scale_outputs(model, picture, {"rpn.head.cls_logits": 2.0, "rpn.head.bbox_pred": 0.4})
-    scale_outputs(model, picture, {head + "box_predictor.cls_score": 1.3, head + "box_predictor.bbox_pred": 1.0})
+    model.get_submodule("rpn.head.bbox_pred").get_parameter("bias").data.view(-1, 4)[:, 2:] += 0.5  # for more large boxes
+    scale_outputs(model, picture, {head + "box_predictor.cls_score": 1.0, head + "box_predictor.bbox_pred": 1.0})
     last = head + "mask_predictor.mask_fcn_logits", head + "keypoint_predictor.kps_score_lowres"
     scale_outputs(model, picture, {name: 2.0 for name in last if name in dict(model.named_modules())})
 
@@ -120,7 +130,15 @@ def build_pair(kind: str, picture: Tensor) -> tuple[Any, Any]:
     model.load_state_dict(from_torchvision(peer.state_dict()))
     model.rpn.selections = {True: Selection(2000, PROPOSALS), False: Selection(1000, PROPOSALS)}
     model.detections_per_image = DETECTIONS
+    for part in (model.box_regions, model.mask_regions, model.keypoint_regions):
+        if part is not None:
+            part.conventions = replace(part.conventions, canonical_size=CANONICAL)
     return peer, model
+
+
+def count_levels(boxes: list[Tensor]) -> list[int]:
+    """How many boxes are read from each of P2 to P5."""
+    return assign_levels(torch.cat(boxes), 2, 5, CANONICAL).bincount(minlength=6)[2:].tolist()
 
 
 def test_detections_are_those_of_torchvision(kind: str, pictures: list[Tensor]) -> None:
@@ -128,12 +146,15 @@ def test_detections_are_those_of_torchvision(kind: str, pictures: list[Tensor]) 
     images, _ = peer.transform(pictures)
     with torch.no_grad():
         features = peer.backbone(images.tensors)
-        found, _ = peer.roi_heads(features, peer.rpn(images, features)[0], images.image_sizes)
+        proposals = peer.rpn(images, features)[0]
+        found, _ = peer.roi_heads(features, proposals, images.image_sizes)
         ours = model(images.tensors, torch.tensor(images.image_sizes))
     counts = ours.valid.sum(1).tolist()
     assert counts == [len(one["boxes"]) for one in found]
-    assert min(counts) > 10
-    assert len(ours.labels[ours.valid].unique()) >= min(CLASSES[kind], 8)
+    assert sum(counts) > 100
+    assert len(ours.labels[ours.valid].unique()) >= min(CLASSES[kind], 15)
+    assert min(count_levels(proposals)) > 0
+    assert min(count_levels([one["boxes"] for one in found])) > 0
     for i, (count, one) in enumerate(zip(counts, found, strict=True)):
         part = type(ours)(*(None if field is None else field[i, :count] for field in ours))
         assert torch.equal(part.labels, one["labels"] - 1)
