@@ -39,3 +39,29 @@ def stages_of(model: nn.Module, x: Tensor) -> list[Tensor]:
         x = part(f"layer{number}")(x)
         maps.append(x)
     return maps
+
+
+def assert_maps_and_gradients_are_those_of(theirs: nn.Module, ours: nn.Module, x: Tensor) -> None:
+    """Compare encoders with the same parameters on random weights: every map, and the gradients of the last one's square."""
+    randomize(theirs)
+    copy_weights(theirs, ours)
+    theirs.eval()
+    ours.eval()
+    expected, found = stages_of(theirs, x), ours(x)
+    height, width = x.shape[-2:]
+    for reduction, channels, our_map, their_map in zip(ours.reductions, ours.channels, found, expected, strict=True):
+        assert our_map.shape == (len(x), channels, -(-height // reduction), -(-width // reduction))
+        assert_close(our_map, their_map)
+    expected[-1].square().mean().backward()
+    found[-1].square().mean().backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        their_gradient = gradients[name]
+        assert parameter.grad is not None
+        assert their_gradient is not None
+        assert_close(parameter.grad, their_gradient)
+
+
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    """The shape of every tensor of a network but the classifier's, by name."""
+    return {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("fc.")}

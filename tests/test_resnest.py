@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from _networks import assert_close, copy_weights, randomize, stages_of
+from _networks import assert_maps_and_gradients_are_those_of, shapes_of
 from delineate.models.backbones.resnest import resnest
 from delineate.models.norms import normalize_pooled
 
@@ -40,23 +40,7 @@ TIMM = {
 def test_maps_and_gradients_are_those_of_timm(case: str, device: torch.device) -> None:
     name, their_options, our_options = TIMM[case]
     theirs, ours = timm.create_model(name, **their_options).to(device), resnest(**our_options).to(device)
-    randomize(theirs)
-    copy_weights(theirs, ours)
-    theirs.eval()
-    ours.eval()
-    x = torch.randn(2, 3, 65, 78, device=device)
-    expected, found = stages_of(theirs, x), ours(x)
-    for reduction, width, ours_map, their_map in zip(ours.reductions, ours.channels, found, expected, strict=True):
-        assert ours_map.shape == (2, width, -(-65 // reduction), -(-78 // reduction))
-        assert_close(ours_map, their_map)
-    expected[-1].square().mean().backward()
-    found[-1].square().mean().backward()
-    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        their_gradient = gradients[name]
-        assert parameter.grad is not None
-        assert their_gradient is not None
-        assert_close(parameter.grad, their_gradient)
+    assert_maps_and_gradients_are_those_of(theirs, ours, torch.randn(2, 3, 65, 78, device=device))
 
 
 @pytest.mark.parametrize(
@@ -65,8 +49,7 @@ def test_maps_and_gradients_are_those_of_timm(case: str, device: torch.device) -
 def test_deep_networks_have_the_tensors_of_timm(depth: int, name: str) -> None:
     with torch.device("meta"):
         theirs, ours = timm.create_model(name), resnest(int(name[7:-1]))
-    expected = {key: tensor.shape for key, tensor in theirs.state_dict().items() if not key.startswith("fc.")}
-    assert {key: tensor.shape for key, tensor in ours.state_dict().items()} == expected
+    assert shapes_of(ours) == shapes_of(theirs)
 
 
 @cache
