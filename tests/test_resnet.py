@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from _networks import assert_close, copy_weights, randomize, stages_of
+from _networks import assert_maps_and_gradients_are_those_of, shapes_of
 from delineate.models.backbones.resnet import resnet
 from delineate.models.norms import FrozenBatchNorm2d
 
@@ -44,31 +45,14 @@ CASES = {
 def test_maps_and_gradients_are_those_of_the_peer(case: str, device: torch.device) -> None:
     make, options = CASES[case]
     theirs, ours = make().to(device), resnet(**options).to(device)
-    randomize(theirs)
-    copy_weights(theirs, ours)
-    x = torch.randn(2, 3, 65, 78, device=device)
-    theirs.eval()
-    ours.eval()
-    expected, found = stages_of(theirs, x), ours(x)
-    for reduction, width, ours_map, their_map in zip(ours.reductions, ours.channels, found, expected, strict=True):
-        assert ours_map.shape == (2, width, -(-65 // reduction), -(-78 // reduction))
-        assert_close(ours_map, their_map)
-    expected[-1].square().mean().backward()
-    found[-1].square().mean().backward()
-    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        their_gradient = gradients[name]
-        assert parameter.grad is not None
-        assert their_gradient is not None
-        assert_close(parameter.grad, their_gradient)
+    assert_maps_and_gradients_are_those_of(theirs, ours, torch.randn(2, 3, 65, 78, device=device))
 
 
 @pytest.mark.parametrize(("depth", "name"), [(101, "resnet101"), (152, "resnet152")])
 def test_deep_networks_have_the_tensors_of_torchvision(depth: int, name: str) -> None:
     with torch.device("meta"):
         theirs, ours = getattr(torchvision.models, name)(), resnet(depth)
-    expected = {key: tensor.shape for key, tensor in theirs.state_dict().items() if not key.startswith("fc.")}
-    assert {key: tensor.shape for key, tensor in ours.state_dict().items()} == expected
+    assert shapes_of(ours) == shapes_of(theirs)
 
 
 def test_stride_moves_to_the_first_convolution() -> None:
@@ -91,6 +75,9 @@ def test_frozen_norm_is_torchvisions(eps: float) -> None:
 def test_frozen_parts_do_not_train() -> None:
     model = resnet(18)
     model.freeze(2)
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)).train()  # as for several GPUs
+    still = {name.split(".")[0] for name, module in synchronized.named_modules() if not module.training}
+    assert still == {"conv1", "bn1", "layer1"}
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)

@@ -110,7 +110,7 @@ class ResNet(nn.Module):
         self.stages = [f"layer{number}" for number in range(1, len(stages) + 1)]
         for name, stage in zip(self.stages, stages, strict=True):
             self.add_module(name, stage)
-        self.frozen: list[nn.Module] = []
+        self.frozen: list[str] = []
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return a map of the stem and of each stage: (B, channels[i], ceil(H / reductions[i]), ceil(W / reductions[i]))."""
@@ -127,20 +127,21 @@ class ResNet(nn.Module):
         name = self.stages.pop()
         stage = self.get_submodule(name)
         delattr(self, name)
+        self.frozen = [other for other in self.frozen if other != name]
         self.channels, self.reductions = self.channels[:-1], self.reductions[:-1]
         return stage
 
     def freeze(self, parts: int) -> None:
         """Never train the first `parts` of stem, layer1, layer2 ...: neither weights nor statistics of normalisations."""
         names = [("conv1", "bn1"), *((name,) for name in self.stages)][:parts]
-        self.frozen = [self.get_submodule(name) for part in names for name in part]
-        for module in self.frozen:
-            module.eval().requires_grad_(False)
+        self.frozen = [name for part in names for name in part]
+        for name in self.frozen:
+            self.get_submodule(name).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> ResNet:
         super().train(mode)
-        for module in self.frozen:
-            module.eval()
+        for name in self.frozen:  # not the modules: synchronised normalisations take the place of others
+            self.get_submodule(name).eval()
         return self
 
 
