@@ -213,7 +213,7 @@ def test_near_duplicates_are_those_that_look_alike() -> None:
         ("dsb2018_nuclei", {}),
         ("chase_db1", {}),
         ("pennfudan", {}),
-        ("nuclei_stardist_samples", {}),
+        ("nuclei_stardist_samples", {"number types differ": 1}),  # one of two is 16-bit
         (
             "coco2017_mini",
             {"class imbalance": 18, "class not in train": 2, "class without examples": 1, "self-crossing polygon": 2},

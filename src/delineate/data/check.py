@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from delineate.data.dataset import Dataset, Instance, Record
 from delineate.data.decode import Array, missing, read_pixels, stored_orientation
-from delineate.data.formats.problems import Problems
-from delineate.data.geometry import crosses_itself, polygon_area
+from delineate.data.formats.problems import Problems, Severity
 from delineate.data.load import (
     check_stated_size,
-    has_extent,
     load_instance_map,
     load_object_classes,
     load_panoptic,
     load_semantic,
 )
+from delineate.data.object_faults import object_faults, repeated
 from delineate.data.open import open_dataset
-from delineate.data.raster import rle_area, segmentation_rle
 from delineate.data.sample import IGNORE
 from delineate.data.similarity import difference_hash, near_pairs
 from delineate.errors import DataError
-
-Severity = Literal["error", "warning"]
 
 RARE = 0.001  # a class with a smaller share of the pixels is reported
 IMBALANCE = 100  # as is a class with so many times fewer objects than another
@@ -121,13 +116,16 @@ def check_dataset(path: str | Path, format: str | None = None) -> CheckReport:
     findings += [finding for result in checked for finding in result.findings]
     findings += _check_duplicates(dataset, checked)
     totals = _class_totals(dataset, checked)
-    findings += _check_classes(dataset, totals)
+    findings += _check_classes(dataset, totals, read=not any(f.severity == "error" for r in checked for f in r.findings))
+    findings += _check_number_types(dataset, checked)
+    without_outline, notes = _check_outlines(dataset)
+    findings += without_outline
     statistics = {
         "format": dataset.format,
         "kind": dataset.kind,
         "pictures": {name: len(records) for name, records in dataset.splits.items()},
         "classes": [{"name": name, **totals[i]} for i, name in enumerate(dataset.classes)],
-        "notes": list(dataset.notes),
+        "notes": [*dataset.notes, *notes],
     }
     return CheckReport(str(path), tuple(findings), statistics)
 
@@ -141,6 +139,7 @@ class _Checked:
     content: int | None = None  # of the decoded pixels
     pixels: Array | None = None  # (256,) pixels of each class id
     objects: Counter[int] = field(default_factory=Counter)  # by label
+    dtype: str | None = None  # of the decoded pixels
 
 
 def _members(dataset: Dataset) -> list[tuple[str, Record]]:
@@ -155,6 +154,7 @@ def _check_record(dataset: Dataset, split: str, record: Record) -> _Checked:
         result.findings.append(_finding("error", error.kind, record.image, error))
         return result
     result.hash, result.content = difference_hash(image), hash((image.shape, image.tobytes()))
+    result.dtype = str(image.dtype)
     size = (image.shape[0], image.shape[1])
     try:
         check_stated_size(record, size)
@@ -204,79 +204,39 @@ def _check_instances(record: Record, instances: tuple[Instance, ...], size: tupl
     if not instances:
         result.findings.append(Finding("warning", "no objects", str(record.image), "has no objects"))
     for number, instance in enumerate(instances):
-        name = f"object {instance.id if instance.id is not None else number}"
-        for severity, kind, message in _object_problems(instance, size):
-            result.findings.append(Finding(severity, kind, str(record.image), f"{name} {message}"))
+        for severity, kind, message in object_faults(instance, size):
+            result.findings.append(Finding(severity, kind, str(record.image), f"{_name(instance, number)} {message}"))
+    for later, first in repeated(instances):
+        text = f"{_name(instances[later], later)} is the same as {_name(instances[first], first)}; remove one"
+        result.findings.append(Finding("warning", "duplicate object", str(record.image), text))
 
 
-def _object_problems(instance: Instance, size: tuple[int, int]) -> Iterator[tuple[Severity, str, str]]:
-    if instance.box is None and instance.segmentation is None and not any(v for _, _, v in instance.keypoints or ()):
-        yield "error", "object without place", "has neither box, outline nor labelled keypoints; remove it"
-    if instance.box is not None:
-        yield from _box_problems(instance.box, size)
-        yield from _box_against_outline(instance)
-    if isinstance(instance.segmentation, tuple):
-        yield from _polygon_problems(instance.segmentation, size)
-    if instance.segmentation is not None and has_extent(instance):
-        try:
-            if rle_area(segmentation_rle(instance.segmentation, size)) == 0:
-                yield "warning", "empty object", "covers no pixel and is left out"
-        except DataError as error:
-            yield "error", "damaged outline", str(error)
-    outside = [
-        (x, y) for x, y, visible in instance.keypoints or () if visible and not (0 <= x <= size[1] and 0 <= y <= size[0])
+def _name(instance: Instance, number: int) -> str:
+    return f"object {instance.id if instance.id is not None else number}"
+
+
+def _check_outlines(dataset: Dataset) -> tuple[list[Finding], list[str]]:
+    """Objects without outline where others have one; a note where none has."""
+    single = [(r, n, i) for r in dataset.records for n, i in enumerate(r.instances or ()) if not i.crowd]
+    without = [(record, number, i) for record, number, i in single if i.segmentation is None]
+    if single and len(without) == len(single):
+        return [], ["no object has an outline: for networks without masks (model.options.masks=false)"]
+    text = "has no outline, though others have; networks with masks need one of each object"
+    return [Finding("warning", "no outline", str(r.image), f"{_name(i, number)} {text}") for r, number, i in without], []
+
+
+def _check_number_types(dataset: Dataset, checked: list[_Checked]) -> list[Finding]:
+    """Pictures of another number type than most."""
+    types = Counter(result.dtype for result in checked if result.dtype is not None)
+    if len(types) < 2:
+        return []
+    usual = types.most_common(1)[0][0]
+    text = "holds {}, most others {}; each is scaled by what its type can hold, so save all alike"
+    return [
+        Finding("warning", "number types differ", str(record.image), text.format(result.dtype, usual))
+        for record, result in zip(dataset.records, checked, strict=True)
+        if result.dtype not in (None, usual)
     ]
-    if outside:
-        yield "warning", "outside the image", f"has {len(outside)} keypoints outside the image, such as {outside[0]}"
-
-
-def _box_problems(box: tuple[float, ...], size: tuple[int, int]) -> Iterator[tuple[Severity, str, str]]:
-    x0, y0, x1, y1 = box
-    height, width = size
-    shown = f"({x0:g}, {y0:g}, {x1:g}, {y1:g})"
-    if not np.isfinite(box).all():
-        yield "error", "damaged outline", f"has the box {shown}"
-    elif x1 <= x0 or y1 <= y0:
-        yield "warning", "degenerate box", f"has the box {shown} without extent and is left out"
-    elif x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
-        yield "error", "outside the image", f"has the box {shown}, wholly outside the {width} x {height} image"
-    elif x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1:
-        yield "warning", "outside the image", f"has the box {shown}, which reaches outside the {width} x {height} image"
-
-
-def _box_against_outline(instance: Instance) -> Iterator[tuple[Severity, str, str]]:
-    """Boxes written as corners, x, y, x, y, where width and height belong, show by not fitting their outlines."""
-    polygons = [p for p in instance.segmentation or () if len(p) >= 6] if isinstance(instance.segmentation, tuple) else []
-    if instance.box is None or not polygons or any(len(p) % 2 or not np.isfinite(p).all() for p in polygons):
-        return
-    points = np.concatenate([np.reshape(p, (-1, 2)) for p in polygons])
-    box, around = np.array(instance.box), np.concatenate([points.min(0), points.max(0)])
-    shared = (np.minimum(box[2:], around[2:]) - np.maximum(box[:2], around[:2])).clip(0).prod()
-    union = (box[2:] - box[:2]).clip(0).prod() + (around[2:] - around[:2]).prod() - shared
-    if union > 0 and shared < union / 2:
-        given, fitting = (f"({', '.join(f'{value:g}' for value in corners)})" for corners in (box, around))
-        text = f"has the box {given}, its outline reaches over {fitting}; a bbox is [x, y, width, height], not two corners"
-        yield "warning", "box unlike its outline", text
-
-
-def _polygon_problems(polygons: Iterable[list[float]], size: tuple[int, int]) -> Iterator[tuple[Severity, str, str]]:
-    for polygon in polygons:
-        if len(polygon) % 2 or not np.isfinite(polygon).all():
-            continue  # reported when it is rasterised
-        points = np.reshape(polygon, (-1, 2))
-        if len(points) < 3:
-            yield "warning", "degenerate polygon", f"has a polygon of {len(points)} points, which covers nothing"
-        elif polygon_area(polygon) < 1e-6 and not crosses_itself(polygon):
-            yield "warning", "degenerate polygon", f"has a polygon of {len(points)} points without area"
-        elif crosses_itself(polygon):
-            yield "warning", "self-crossing polygon", f"has a polygon of {len(points)} points whose edges cross"
-        if len(points) and ((points < -1).any() or (points > (size[1] + 1, size[0] + 1)).any()):
-            x, y = points[((points < -1) | (points > (size[1] + 1, size[0] + 1))).any(1)][0]
-            yield (
-                "warning",
-                "outside the image",
-                f"has a polygon that reaches outside the {size[1]} x {size[0]} image, to ({x:g}, {y:g})",
-            )
 
 
 def _check_duplicates(dataset: Dataset, checked: list[_Checked]) -> list[Finding]:
@@ -312,12 +272,15 @@ def _class_totals(dataset: Dataset, checked: list[_Checked]) -> list[dict[str, i
     return totals
 
 
-def _check_classes(dataset: Dataset, totals: list[dict[str, int]]) -> list[Finding]:
+def _check_classes(dataset: Dataset, totals: list[dict[str, int]], *, read: bool) -> list[Finding]:
+    """Classes that are rare, or only where they are of no use; `read`: every picture could be."""
     root, findings = str(dataset.root), []
     unit = "pixels" if dataset.kind == "semantic" else "objects"
     counts = [total[unit] for total in totals]
     if not any(counts):
-        return []
+        told = any(r.instances is not None or r.label_map is not None for r in dataset.records) and dataset.kind != "semantic"
+        text = "no picture shows an object, crowd regions aside; there is nothing to learn"
+        return [Finding("error", "nothing to learn", root, text)] if told and read else []
     absent = [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
     if absent:
         more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from delineate.errors import DataError
 
+Severity = Literal["error", "warning"]
+
 _END = 1 << 16  # bytes
 
 
@@ -17,9 +19,7 @@ class Problems:
     """Collects findings while a format is read; without `collect`, an error raises `DataError` and a warning is passed over."""
 
     collect: bool = False
-    found: list[tuple[Literal["error", "warning"], str, Path, str]] = field(
-        default_factory=list
-    )  # severity, kind, file, message
+    found: list[tuple[Severity, str, Path, str]] = field(default_factory=list)  # severity, kind, file, message
 
     def error(self, kind: str, path: Path, message: str) -> None:
         """Report that something cannot be used; the reader goes on without it."""
