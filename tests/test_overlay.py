@@ -25,6 +25,7 @@ from delineate.report.overlay import (
     to_display,
 )
 from delineate.report.palette import _to_lab, _to_linear
+from delineate.skeleton import KeypointSchema
 
 
 def gradient(height: int = 40, width: int = 60, channels: int = 3) -> Tensor:
@@ -175,6 +176,33 @@ def test_skeletons_draw_only_what_is_seen() -> None:
     assert not bool(hidden[:, 50, 50].any())
     assert bool(hidden[:, 50, 10].any())
     assert torch.equal(draw_skeletons(image, points[:0]), image)
+
+
+def test_skeletons_tell_left_right_and_middle_apart() -> None:
+    """A point in the middle, two at its left and two at its right, in the colours of the documentation, on any ground."""
+    left, right, middle = (86, 180, 233), (230, 159, 0), (0, 158, 115)
+    names = ("head", "l_hand", "r_hand", "l_foot", "r_foot")
+    schema = KeypointSchema(names, ((0, 1), (0, 2), (1, 3), (2, 4), (3, 4)), ((1, 2), (3, 4)))
+    points = torch.tensor([[[50.0, 10.0], [90.0, 10.0], [10.0, 10.0], [90.0, 90.0], [10.0, 90.0]]]).repeat(3, 1, 1)
+    points[1:] += torch.tensor([[[500.0, 0.0]], [[-500.0, 0.0]]])  # figures beside the picture
+    for color in (left, right, middle):
+        image = torch.tensor(color, dtype=torch.uint8)[:, None, None].repeat(1, 100, 100)
+        drawn = draw_skeletons(image, points, schema=schema)
+        seen = [tuple(drawn[:, y, x].tolist()) for x, y in ((70, 10), (90, 50), (30, 10), (10, 50), (50, 90))]
+        assert seen == [left, left, right, right, middle]
+        assert int(drawn[:, 50, 85:96].sum(0).min()) < 130  # a line lies on a dark one
+        assert torch.equal(drawn[:, 40:60, 20:80], image[:, 40:60, 20:80])
+
+
+def test_lines_suit_the_picture_and_the_figure() -> None:
+    """In a large picture a large figure has thick lines, and a small one thin ones."""
+    image = torch.full((3, 1400, 1400), 255, dtype=torch.uint8)
+    image[0, 0, 0] = 0  # a colour picture stays as it is
+    points = torch.tensor([[[200.0, 100.0], [200.0, 1300.0]], [[900.0, 700.0], [900.0, 740.0]]])
+    drawn = draw_skeletons(image, points, edges=[(0, 1)])
+    marked = (drawn < 255).any(0)
+    assert int(marked[700, :600].sum()) in (10, 11)  # 4 pixels for 1400, and 1 more; as many again around it
+    assert int(marked[720, 600:].sum()) in (2, 3)
 
 
 def test_errors_tell_missed_invented_and_confused_apart() -> None:

@@ -139,6 +139,31 @@ def test_results_are_those_of_detectron2() -> None:
     torch.testing.assert_close(results.keypoints[0, 0], torch.tensor([29.5, 14.5, 0.2]))
 
 
+def test_unsure_keypoints_are_left_out(tmp_path: Path) -> None:
+    """Of drawings and of formats without scores: below 0.05 and below a tenth of the figure's best, whichever is less."""
+
+    class Unsure(FakeDetector):
+        softmax = torch.tensor([[0.9, 0.06, 0.04], [0.02, 0.003, 0.001]])
+
+        def _with_keypoints(self, found):
+            scores = torch.cat([self.softmax, torch.zeros(3, 3)])[None]
+            return super()._with_keypoints(found)._replace(keypoint_scores=scores)
+
+    for source in ("detectron2", "torchvision"):
+        model = Unsure([BOX, [0, 0, 0.2, 0.2]], [0.9, 0.8], source=source, keypoints=SKELETON)
+        results = Predictor(model, "cpu", "fp32")(picture(60, 120))
+        assert results.keypoints_shown is not None
+        assert results.keypoints_shown.tolist() == [[True, True, False], [True, True, False]]
+    results.save(tmp_path, ("yolo", "labelme"), image=picture(60, 120))
+    lines = [line.split()[5:] for line in (tmp_path / "labels" / "image.txt").read_text().splitlines()]
+    assert [line[2::3] for line in lines] == [["2", "2", "0"]] * 2
+    shapes = json.loads((tmp_path / "labelme" / "image.json").read_text())["shapes"]
+    assert [shape["label"] for shape in shapes if shape["shape_type"] == "point"] == ["nose", "left_eye"] * 2
+    unsure = results.draw(picture(60, 120))
+    results.keypoints_shown = None
+    assert not torch.equal(results.draw(picture(60, 120)), unsure)
+
+
 def test_mixed_sizes_share_batches_and_keep_their_order() -> None:
     sizes = [(40, 60), (60, 40), (41, 60), (40, 60), (90, 20), (40, 61), (40, 60)]
     pictures = [picture(*size, seed=number) for number, size in enumerate(sizes)]

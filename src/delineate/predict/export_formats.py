@@ -208,9 +208,14 @@ def _pose_lines(results: Results) -> list[str]:
     lines = []
     for index, (label, box) in enumerate(zip(results.labels.tolist(), results.boxes.tolist(), strict=True)):
         points = [] if results.keypoints is None else results.keypoints[index].tolist()
-        shown = [(x, y, 2) if score > results.keypoint_threshold else (0.0, 0.0, 0) for x, y, score in points]
-        lines.append(pose_line(results.category_of(label) - 1, box, shown, results.size))
+        seen = [(x, y, 2) if shown else (0.0, 0.0, 0) for (x, y, _), shown in zip(points, _shown(results, index), strict=False)]
+        lines.append(pose_line(results.category_of(label) - 1, box, seen, results.size))
     return lines
+
+
+def _shown(results: Results, index: int) -> Iterator[bool]:
+    """Whether each keypoint of an object is sure enough."""
+    return itertools.repeat(True) if results.keypoints_shown is None else iter(results.keypoints_shown[index].tolist())
 
 
 def labelme_shapes(results: Results) -> Iterator[dict[str, Any]]:
@@ -232,8 +237,8 @@ def _labelme_points(results: Results, index: int) -> Iterator[dict[str, Any]]:
     assert results.keypoints is not None
     points = results.keypoints[index].tolist()
     names = results.skeleton.names if results.skeleton is not None else [f"keypoint_{k}" for k in range(len(points))]
-    for name, (x, y, score) in zip(names, points, strict=True):
-        if score > results.keypoint_threshold:
+    for name, (x, y, score), shown in zip(names, points, _shown(results, index), strict=False):
+        if shown:
             shape = {"label": name, "description": f"score {score:.4f}", "group_id": index + 1, "flags": {}}
             yield shape | {"shape_type": "point", "points": [[x, y]], "mask": None}
 

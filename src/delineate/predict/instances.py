@@ -22,7 +22,7 @@ from delineate.predict.pictures import Picture
 from delineate.predict.results import Results
 
 _GROUPS = 4  # times `batch` pictures may wait for others of their size
-_DRAWN_FROM = {"softmax": 0.05, "logit": 2.0}  # scores from which a keypoint is drawn: Detectron2's; about as many points
+_SURE = 0.05  # softmax score from which Detectron2 draws a keypoint
 
 
 class InstancePredictor:
@@ -123,7 +123,7 @@ class InstancePredictor:
             skeleton=self.conventions.keypoints,
             panoptic=None if masks is None else self._panoptic(entry, found, kept, masks),
             stuff=self.conventions.stuff,
-            keypoint_threshold=_DRAWN_FROM[conventions.keypoint_score],
+            keypoints_shown=None if found.keypoint_scores is None else sure_keypoints(found.keypoint_scores[kept]),
             notes=(entry.prepared.note,) if entry.prepared.note else (),
         )
 
@@ -142,6 +142,18 @@ class InstancePredictor:
         assert found.keypoints is not None
         assert scores is not None
         return torch.cat([found.keypoints * scale - self.detector_conventions.keypoint_offset, scores[..., None]], -1)
+
+
+def sure_keypoints(scores: Tensor) -> Tensor:
+    """Return which of the keypoints (N, K) of figures are sure enough to be drawn, by their softmax scores.
+
+    Those with more than 0.05, as in Detectron2, and those with more than a tenth of their figure's best: the heatmaps of a
+    network that has not learned for days are wide, and all of its scores below 0.05.
+
+    >>> sure_keypoints(torch.tensor([[0.8, 0.06, 0.04], [0.02, 0.004, 0.001]])).tolist()
+    [[True, True, False], [True, True, False]]
+    """
+    return scores > (scores.amax(1, keepdim=True) / 10).clamp(max=_SURE)
 
 
 class _Waiting(NamedTuple):

@@ -45,7 +45,7 @@ class Results:
     skeleton: KeypointSchema | None = None  # what the keypoints are
     panoptic: PanopticMap | None = None  # of panoptic networks; label len(classes) + s is stuff[s]
     stuff: tuple[str, ...] = ()  # their names of what is no object
-    keypoint_threshold: float = 0.0  # keypoints with a lower score are not drawn, and hidden to formats without scores
+    keypoints_shown: Tensor | None = None  # (N, K) bool: formats without scores and drawings leave out others; None: all are
     seconds: float = 0.0  # spent on this picture
     notes: tuple[str, ...] = ()  # what was assumed about the picture
 
@@ -127,7 +127,8 @@ class Results:
                 alpha=alpha,
             )
         if self.keypoints is not None:
-            canvas = draw_skeletons(canvas, self.keypoints, schema=self.skeleton, threshold=self.keypoint_threshold)
+            visibility = None if self.keypoints_shown is None else 2 * self.keypoints_shown
+            canvas = draw_skeletons(canvas, self.keypoints[..., :2], schema=self.skeleton, visibility=visibility)
         return canvas
 
     def to_coco(self, image_id: int | str = 1, category_ids: Mapping[str, int] | None = None) -> list[dict[str, Any]]:

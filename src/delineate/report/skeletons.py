@@ -15,7 +15,12 @@ from delineate.skeleton import KeypointSchema
 
 _LEFT: Color = (86, 180, 233)
 _RIGHT: Color = (230, 159, 0)
+_MIDDLE: Color = (0, 158, 115)
 _RIM: Color = (255, 255, 255)
+_CASING: Color = (0, 0, 0)  # around lines, so that they are seen on any ground
+_SPAN = 40  # a line is at most this part of its figure's extent wide: far people in a large picture would be blots
+_FINE = 4  # figures are drawn so many times as large and reduced, so that their edges are smooth ...
+_MOST = 1 << 20  # ... unless they cover more pixels than this, where lines are thick
 
 
 def draw_skeletons(
@@ -29,10 +34,11 @@ def draw_skeletons(
 ) -> Tensor:
     """Draw keypoints (N, K, 2) or (N, K, 3), x and y in pixels and then a score, and lines between them; (3, H, W) uint8.
 
-    `schema` says where the lines are, and which points are left (blue) and right (orange); what lies in the middle, and all
-    without a schema, has a colour of each figure's own. `edges` are the lines without one. A point is drawn where `visibility`
-    (N, K) is over 0, hollow where it is 1 (hidden), where its score is over `threshold`, and where it is finite; a line where
-    both of its ends are drawn.
+    `schema` says where the lines are, and which points are left (blue) and right (orange); what lies in the middle, and lines
+    from left to right, are green. Without one, or where it pairs no points, each figure has a colour of its own. `edges` are
+    the lines without a schema. Lines are as wide as suits the picture, thinner in small figures. A point is drawn where
+    `visibility` (N, K) is over 0, hollow where it is 1 (hidden), where its score is over `threshold`, and where it is finite;
+    a line where both of its ends are drawn.
     """
     canvas = to_display(image)
     points = torch.as_tensor(keypoints).float().cpu()
@@ -43,16 +49,35 @@ def draw_skeletons(
     if points.shape[-1] == 3:
         shown &= points[..., 2] > threshold
     picture = Image.fromarray(canvas.permute(1, 2, 0).contiguous().numpy())
-    pen = ImageDraw.Draw(picture)
-    width = line_width(canvas) + 1
     lines = edges if schema is None else schema.edges
     for index in range(len(points)):
         colors = _colors(points.shape[1], object_color(index), schema)
-        _draw_figure(pen, points[index, :, :2].tolist(), (seen[index] * shown[index]).tolist(), lines, colors, width)
+        _draw_figure(picture, points[index, :, :2], seen[index] * shown[index], lines, colors, line_width(canvas) + 1)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def _draw_figure(
+    picture: Image.Image, points: Tensor, seen: Tensor, edges: Sequence[tuple[int, int]], colors: list[Color], width: int
+) -> None:
+    """Draw one figure into the part of `picture` that it covers; its lines are at most `width` wide."""
+    drawn = points[seen > 0]
+    if not len(drawn):
+        return
+    low, high = drawn.amin(0), drawn.amax(0)
+    width = min(width, max(1, round(float((high - low).max()) / _SPAN)))
+    size, margin = torch.tensor(picture.size), 3 * width + 2
+    (left, top), (right, bottom) = ((p.minimum(size).clamp(min=0)).int().tolist() for p in (low - margin, high + margin + 1))
+    if left >= right or top >= bottom:
+        return
+    scale = _FINE if (right - left) * (bottom - top) <= _MOST else 1
+    layer = Image.new("RGBA", ((right - left) * scale, (bottom - top) * scale))
+    placed = (points - torch.tensor([left, top]) + 0.5) * scale
+    _draw_lines(ImageDraw.Draw(layer), placed.tolist(), seen.tolist(), edges, colors, width * scale)
+    layer = layer.reduce(scale)
+    picture.paste(layer.convert("RGB"), (left, top), layer.getchannel("A"))
+
+
+def _draw_lines(
     pen: ImageDraw.ImageDraw,
     points: list[list[float]],
     seen: list[int],
@@ -61,22 +86,27 @@ def _draw_figure(
     width: int,
 ) -> None:
     """Lines first, so that points lie over them; a line that leads to the middle has the colour of its other end."""
-    own = colors[-1]
-    for start, end in edges:
-        if seen[start] and seen[end]:
-            color = colors[start] if colors[start] != own else colors[end]
-            pen.line([*points[start], *points[end]], fill=color, width=width)
+    middle = colors[-1]
+    drawn = [(start, end) for start, end in edges if seen[start] and seen[end]]
+    for start, end in drawn:
+        pen.line([*points[start], *points[end]], fill=_CASING, width=2 * width)
+    for start, end in drawn:
+        ends = {colors[start], colors[end]} - {middle}
+        pen.line([*points[start], *points[end]], fill=ends.pop() if len(ends) == 1 else middle, width=width)
+    radius, rim = 1.5 * width, max(1, width // 2)
     for (x, y), visible, color in zip(points, seen, colors, strict=False):
-        box = [x - width, y - width, x + width, y + width]
+        box = [x - radius, y - radius, x + radius, y + radius]
         if visible == 1:
-            pen.ellipse(box, outline=color, width=max(1, width // 2))
+            pen.ellipse(box, outline=color, width=rim)
         elif visible:
-            pen.ellipse(box, fill=color, outline=_RIM)
+            pen.ellipse(box, fill=color, outline=_RIM, width=rim)
 
 
 def _colors(count: int, own: Color, schema: KeypointSchema | None) -> list[Color]:
-    """The colour of each point, and last the figure's own."""
-    colors = [own] * (count + 1)
-    for left, right in () if schema is None else schema.flip_pairs:
+    """The colour of each point, and last that of the middle."""
+    if schema is None or not schema.flip_pairs:
+        return [own] * (count + 1)
+    colors = [_MIDDLE] * (count + 1)
+    for left, right in schema.flip_pairs:
         colors[left], colors[right] = _LEFT, _RIGHT
     return colors
