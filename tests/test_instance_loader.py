@@ -24,13 +24,15 @@ from delineate.data.batch import InstanceBatch
 from delineate.data.copy_paste import copy_paste
 from delineate.data.dataset import Dataset
 from delineate.data.instance_loader import InstanceSet, make_instance_loader
-from delineate.data.instance_targets import count_degenerate, has_outlines, load_objects, make_instance_batch
+from delineate.data.instance_targets import load_objects, make_instance_batch
 from delineate.data.jitter import RandomResize
 from delineate.data.load import load_sample
+from delineate.data.object_faults import is_degenerate
 from delineate.data.sample import Sample
 from delineate.data.samplers import aspect_grouped_order, even_order, repeat_factor_order
 from delineate.data.synthetic import blobs, make_blobs_dataset
 from delineate.skeleton import KeypointSchema
+from delineate.train.instance_truth import without_outline
 from delineate.weights.conventions import Conventions, Resize
 
 STILL: dict[str, Any] = {"flip_horizontal": 0.0}
@@ -273,8 +275,9 @@ class TestLoader:
         outside = {"bbox": [200, 200, 9, 9], "segmentation": [[200, 200, 209, 200, 209, 209]]}
         path = write_coco(tmp_path, [[{}, flat, outside, {"iscrowd": 1, "category_id": 2}], [], [{"bbox": [5, 5, 1, 1]}]])
         dataset = open_dataset(path)
-        assert has_outlines(dataset.records)
-        assert count_degenerate(dataset.records) == 2
+        assert not without_outline(dataset.records)
+        left_out = [is_degenerate(i, r.size, masks=True) for r in dataset.records for i in r.instances or ()]
+        assert left_out == [False, True, True, False, False]
         config = make_config(dataset, batch=3, steps_per_epoch=1)
         (batch,) = make_instance_loader(InstanceSet(dataset, dataset.records, config, CONVENTIONS))
         assert isinstance(batch, InstanceBatch)
@@ -288,7 +291,7 @@ class TestLoader:
         assert record.instances is not None
         square, crowd = record.instances
         bare = replace(record, instances=(square, replace(crowd, segmentation=None, box=(20.0, 8.0, 30.0, 18.0))))
-        assert has_outlines([bare])
+        assert not without_outline([bare])
         one, other = (resized(load_objects(dataset, r), Resize(40, 60), **STILL) for r in (record, bare))
         assert torch.equal(plain(one.masks), plain(other.masks))
         assert other.crowd is not None

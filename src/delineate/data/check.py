@@ -20,7 +20,7 @@ from delineate.data.load import (
     load_panoptic,
     load_semantic,
 )
-from delineate.data.object_faults import object_faults, repeated
+from delineate.data.object_faults import object_faults, object_name, repeated
 from delineate.data.open import open_dataset
 from delineate.data.sample import IGNORE
 from delineate.data.similarity import difference_hash, near_pairs
@@ -116,7 +116,7 @@ def check_dataset(path: str | Path, format: str | None = None) -> CheckReport:
     findings += [finding for result in checked for finding in result.findings]
     findings += _check_duplicates(dataset, checked)
     totals = _class_totals(dataset, checked)
-    findings += _check_classes(dataset, totals, read=not any(f.severity == "error" for r in checked for f in r.findings))
+    findings += _check_classes(dataset, totals, read=not any(f.severity == "error" for f in findings))
     findings += _check_number_types(dataset, checked)
     without_outline, notes = _check_outlines(dataset)
     findings += without_outline
@@ -205,14 +205,10 @@ def _check_instances(record: Record, instances: tuple[Instance, ...], size: tupl
         result.findings.append(Finding("warning", "no objects", str(record.image), "has no objects"))
     for number, instance in enumerate(instances):
         for severity, kind, message in object_faults(instance, size):
-            result.findings.append(Finding(severity, kind, str(record.image), f"{_name(instance, number)} {message}"))
+            result.findings.append(Finding(severity, kind, str(record.image), f"{object_name(instance, number)} {message}"))
     for later, first in repeated(instances):
-        text = f"{_name(instances[later], later)} is the same as {_name(instances[first], first)}; remove one"
+        text = f"{object_name(instances[later], later)} is the same as {object_name(instances[first], first)}; remove one"
         result.findings.append(Finding("warning", "duplicate object", str(record.image), text))
-
-
-def _name(instance: Instance, number: int) -> str:
-    return f"object {instance.id if instance.id is not None else number}"
 
 
 def _check_outlines(dataset: Dataset) -> tuple[list[Finding], list[str]]:
@@ -222,7 +218,7 @@ def _check_outlines(dataset: Dataset) -> tuple[list[Finding], list[str]]:
     if single and len(without) == len(single):
         return [], ["no object has an outline: for networks without masks (model.options.masks=false)"]
     text = "has no outline, though others have; networks with masks need one of each object"
-    return [Finding("warning", "no outline", str(r.image), f"{_name(i, number)} {text}") for r, number, i in without], []
+    return [Finding("warning", "no outline", str(r.image), f"{object_name(i, number)} {text}") for r, number, i in without], []
 
 
 def _check_number_types(dataset: Dataset, checked: list[_Checked]) -> list[Finding]:

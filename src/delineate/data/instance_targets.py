@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,17 +48,6 @@ def load_objects(
         return sample
     outlined = [(_outline(instance), instance) for instance in record.instances if has_extent(instance)]
     return replace(sample, codes=tuple(outline_rle(outline, i, sample.size, record) for outline, i in outlined))
-
-
-def has_outlines(records: Iterable[Record]) -> bool:
-    """Whether all objects that are no crowd have an outline, so that masks can be learned from them."""
-    return all(i.segmentation is not None or i.crowd for record in records for i in record.instances or ())
-
-
-def count_degenerate(records: Iterable[Record]) -> int:
-    """Number of objects that are left out because their box or outline has no extent, or lies outside their picture."""
-    objects = ((record.size, instance) for record in records for instance in record.instances or ())
-    return sum(not has_extent(instance) or (size is not None and _outside(instance.box, size)) for size, instance in objects)
 
 
 def make_instance_batch(pictures: Sequence[tuple[Tensor, Sample]], *, keypoint_offset: float = 0.0) -> InstanceBatch:
@@ -132,7 +121,3 @@ def _labelled_points(sample: Sample) -> Tensor:
 
 def _count(sample: Sample) -> int:
     return 0 if sample.labels is None else len(sample.labels)
-
-
-def _outside(box: tuple[float, ...] | None, size: tuple[int, int]) -> bool:
-    return box is not None and not (box[0] < size[1] and box[1] < size[0] and box[2] > 0 and box[3] > 0)

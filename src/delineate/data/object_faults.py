@@ -24,16 +24,26 @@ def object_faults(instance: Instance, size: Size) -> Iterator[Fault]:
     """All that is wrong with an object of a picture of `size`."""
     if instance.box is None and instance.segmentation is None and not any(v for _, _, v in instance.keypoints or ()):
         yield "error", "object without place", "has neither box, outline nor labelled keypoints; remove it"
+    yield from place_faults(instance, size)
+    if isinstance(instance.segmentation, tuple):
+        yield from _polygon_faults(instance.segmentation, size)
+    yield from _pixel_faults(instance, size)
+    yield from _keypoint_faults(instance, size)
+
+
+def place_faults(instance: Instance, size: Size) -> Iterator[Fault]:
+    """What is wrong with where it lies: what can be told without drawing it."""
     if instance.box is not None:
         yield from _box_faults(instance.box, size)
     if (text := in_first_pixel(instance)) is not None:
         yield "error", "coordinates in 0..1", text
     if (text := unlike_outline(instance)) is not None:
         yield "warning", "box unlike its outline", text
-    if isinstance(instance.segmentation, tuple):
-        yield from _polygon_faults(instance.segmentation, size)
-    yield from _pixel_faults(instance, size)
-    yield from _keypoint_faults(instance, size)
+
+
+def object_name(instance: Instance, number: int) -> str:
+    """How an object is called: by its id, or by its place among those of its picture."""
+    return f"object {instance.id if instance.id is not None else number}"
 
 
 def unlike_outline(instance: Instance) -> str | None:
@@ -138,7 +148,7 @@ def _pixel_faults(instance: Instance, size: Size) -> Iterator[Fault]:
 
 def _area_fault(instance: Instance, pixels: int | None) -> str | None:
     area = instance.area
-    if area is None or instance.crowd:
+    if area is None or instance.crowd or (pixels is None and not has_extent(instance)):
         return None
     if area <= 0:
         return f"has the area {area:g}"

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from delineate.config import AugmentConfig, OptimizerConfig, ResizeConfig
 from delineate.data.dataset import Dataset, Record
-from delineate.data.instance_targets import has_outlines
 from delineate.data.stats import DatasetStatistics
+from delineate.train.instance_truth import without_outline
 from delineate.train.rules import Orientation, Reasons, ema_decay, warmup
 
 SEEN = 16.0  # pixels of diameter that an object should have: four pixels of the finest map
@@ -58,9 +58,9 @@ def choose_options(
     if defaults.get("norm") == "batch":
         options["norm"] = "group"
         reasons["model.options.norm"] = "from random weights; a few pictures a batch are too few for statistics of the batch"
-    if defaults.get("masks") and not has_outlines(records):
+    if defaults.get("masks") and (bare := without_outline(records)):
         options["masks"] = False
-        reasons["model.options.masks"] = "some objects have a box but no outline"
+        reasons["model.options.masks"] = f"{len(bare)} objects have no outline, such as {bare[0]}"
     if defaults.get("num_keypoints") and dataset.keypoints is not None:
         options["num_keypoints"] = len(dataset.keypoints.names)
         reasons["model.options.num_keypoints"] = f"the data mark {len(dataset.keypoints.names)} points of an object"

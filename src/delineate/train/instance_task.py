@@ -13,12 +13,12 @@ from delineate.config import TrainConfig
 from delineate.data import Dataset
 from delineate.data.batch import InstanceBatch
 from delineate.data.instance_loader import InstanceSet, make_instance_loader
-from delineate.data.instance_targets import count_degenerate, has_outlines
 from delineate.data.loader import PatchLoader
 from delineate.errors import ConfigError, DataError
 from delineate.models.instance import InstanceModel
 from delineate.models.zoo import MODELS
 from delineate.train.build import build_model
+from delineate.train.instance_truth import check_truth, truth_notes
 from delineate.train.validate_instances import InstanceValidation, measures_panoptic
 from delineate.weights.conventions import Conventions, Resize
 
@@ -29,14 +29,14 @@ class InstanceTask:
     def __init__(self, config: TrainConfig, dataset: Dataset, *, model: nn.Module | None, fresh: bool) -> None:
         _check(config, dataset)
         self.config, self.dataset, self.classes = config, dataset, dataset.classes
-        self.notes: tuple[str, ...] = _notes(dataset)
+        start: list[str] = []
         if model is None:
             config = _with_options(config, detector_options(config, dataset))
             model, start = build_model(config, len(self.classes), fresh=fresh, conventions=_conventions(config, dataset))
-            self.notes += tuple(start)
         self.model = cast("InstanceModel", model)
         self.conventions = _conventions(config, dataset, points=self.model.num_keypoints, stuff=self.model.num_stuff)
-        _check_truth(self.model, dataset)
+        check_truth(self.model, dataset)
+        self.notes: tuple[str, ...] = (*truth_notes(dataset, masks=self.model.has_masks), *start)
 
     @property
     def monitor(self) -> str:
@@ -99,13 +99,6 @@ def _conventions(config: TrainConfig, dataset: Dataset, points: int = 0, stuff: 
     )
 
 
-def _notes(dataset: Dataset) -> tuple[str, ...]:
-    records = dataset.splits["train"]
-    left_out = count_degenerate(records)
-    total = sum(len(record.instances or ()) for record in records)
-    return (f"{left_out} of {total} objects are left out of the training: box or outline without extent",) if left_out else ()
-
-
 def _check(config: TrainConfig, dataset: Dataset) -> None:
     """Refuse what cannot be, and settings that would be passed over in silence."""
     name, augment = config.model.name, config.augment
@@ -121,30 +114,3 @@ def _check(config: TrainConfig, dataset: Dataset) -> None:
                 f"augment.{key} is {getattr(augment, key)}, but pictures for '{name}' are resized, cut, flipped and turned by "
                 "quarters; leave it away, or set augment.jitter for a random zoom"
             )
-
-
-def _check_truth(model: InstanceModel, dataset: Dataset) -> None:
-    """Raise where the data lack what the network learns from."""
-    name = model.architecture["name"]
-    records = (*dataset.splits["train"], *dataset.splits["val"])
-    if model.has_masks and not has_outlines(records):
-        raise DataError(
-            f"{dataset.root}: some objects have a box but no outline, so '{name}' cannot learn masks; add outlines, or set "
-            "model.options.masks=false"
-        )
-    if model.num_stuff and not dataset.stuff:
-        raise DataError(
-            f"{dataset.root}: has no stuff beside its objects, from which '{name}' learns; give COCO's panoptic JSON or "
-            "--format coco:panoptic, or choose mask_rcnn_resnet50_fpn"
-        )
-    if model.num_stuff and model.num_stuff != len(dataset.stuff):
-        raise DataError(
-            f"{dataset.root}: has {len(dataset.stuff)} kinds of stuff, '{name}' finds {model.num_stuff}; leave "
-            "model.options.num_stuff away"
-        )
-    points = len(dataset.keypoints.names) if dataset.keypoints is not None else 0
-    if model.num_keypoints and model.num_keypoints != points:
-        raise DataError(
-            f"{dataset.root}: has {points or 'no'} keypoints, '{name}' finds {model.num_keypoints}; choose a network without "
-            "keypoints, or leave model.options.num_keypoints away"
-        )
