@@ -154,7 +154,10 @@ def test_unsure_keypoints_are_left_out(tmp_path: Path) -> None:
         results = Predictor(model, "cpu", "fp32")(picture(60, 120))
         assert results.keypoints_shown is not None
         assert results.keypoints_shown.tolist() == [[True, True, False], [True, True, False]]
-    results.save(tmp_path, ("yolo", "labelme"), image=picture(60, 120))
+    with pytest.warns(UserWarning, match="2 objects have masks, which poses in yolo have no place for"):
+        results.save(tmp_path, ("yolo", "labelme", "coco"), image=picture(60, 120))
+    first, _ = json.loads((tmp_path / "coco.json").read_text())["annotations"]
+    assert (first["keypoints"][2::3], first["keypoint_scores"]) == ([2, 2, 1], pytest.approx([2, 6, 10]))
     lines = [line.split()[5:] for line in (tmp_path / "labels" / "image.txt").read_text().splitlines()]
     assert [line[2::3] for line in lines] == [["2", "2", "0"]] * 2
     shapes = json.loads((tmp_path / "labelme" / "image.json").read_text())["shapes"]

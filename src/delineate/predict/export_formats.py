@@ -39,7 +39,7 @@ class ResultsWriter:
       objects), those of better scores over the others; classes.txt. With the pictures in images/ beside them this is a data
       set that `open_dataset` reads. Class ids of objects from a detector begin with the background.
     - overlay: overlays/NAME.png.
-    - coco: coco.json, run-length codes and keypoints, with scores.
+    - coco: coco.json, run-length codes and keypoints, with scores: a data set, in which unsure keypoints are hidden ones.
     - labelme: labelme/NAME.json, polygons, or a mask where an object has holes, or boxes; keypoints as points of its group.
     - yolo: labels/NAME.txt, a line an object, and data.yaml: polygons, larger ones first; poses where there are keypoints;
       boxes where there is nothing else.
@@ -138,8 +138,10 @@ class ResultsWriter:
         image_id, (height, width) = len(self._images) + 1, results.size
         file_name = _relative(results.path, self.out) if results.path else f"{stem}.png"
         self._images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        for annotation in results.to_coco(image_id):
+        for index, annotation in enumerate(results.to_coco(image_id)):
             _, _, box_width, box_height = annotation["bbox"]
+            if results.keypoints is not None:
+                annotation |= _visible_points(results.keypoints[index].tolist(), _shown(results, index))
             code = annotation.get("segmentation")
             area = box_width * box_height if code is None else int(rle_area([code])[0])
             self._annotations.append({"id": len(self._annotations) + 1, **annotation, "area": area, "iscrowd": 0})
@@ -211,6 +213,12 @@ def _pose_lines(results: Results) -> list[str]:
         seen = [(x, y, 2) if shown else (0.0, 0.0, 0) for (x, y, _), shown in zip(points, _shown(results, index), strict=False)]
         lines.append(pose_line(results.category_of(label) - 1, box, seen, results.size))
     return lines
+
+
+def _visible_points(points: list[list[float]], shown: Iterator[bool]) -> dict[str, Any]:
+    """What a data set has of keypoints: visible (2) or, where they are unsure, hidden (1); and their scores."""
+    kept = [value for (x, y, _), sure in zip(points, shown, strict=False) for value in (x, y, 2 if sure else 1)]
+    return {"keypoints": kept, "num_keypoints": len(points), "keypoint_scores": [score for *_, score in points]}
 
 
 def _shown(results: Results, index: int) -> Iterator[bool]:
