@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delineate.data import check_dataset
+from _configs import QUICK
+from delineate.config import build_config
+from delineate.data import check_dataset, open_dataset
+from delineate.data.instance_loader import InstanceSet, make_instance_loader
+from delineate.weights.conventions import Conventions, Resize
 
 OUTLINE = [[10, 6, 20, 6, 20, 16, 10, 16]]
 SOUND: dict[str, Any] = {"bbox": [10, 6, 10, 10], "segmentation": OUTLINE, "iscrowd": 0}
@@ -54,3 +58,20 @@ def test_every_defect_is_named(tmp_path: Path, change: dict[str, Any], severity:
 def test_annotations_need_no_ids(tmp_path: Path) -> None:
     other = {"bbox": [30, 6, 10, 10], "segmentation": [[30, 6, 40, 6, 40, 16, 30, 16]]}
     assert not check_dataset(write(tmp_path, [{**SOUND, "id": None}, {**SOUND, **other, "id": None}])).findings
+
+
+def test_a_16_bit_picture_among_8_bit_ones_is_as_bright_as_they_are(tmp_path: Path) -> None:
+    """Training scales it as prediction does."""
+    path = write(tmp_path, [SOUND])
+    deep = np.asarray(Image.open(tmp_path / "a.png").convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    content = json.loads(path.read_text())
+    content["images"].append({"id": 2, "file_name": "deep.png", "height": 48, "width": 64})
+    path.write_text(json.dumps(content))
+    assert "number types differ" in {f.kind for f in check_dataset(path).findings}
+    dataset = open_dataset(path)
+    config = build_config(QUICK | {"data": {"path": str(path)}, "steps_per_epoch": 1})
+    pictures = InstanceSet(dataset, dataset.records, config, Conventions(resize=Resize(48, 64)))
+    (batch,) = make_instance_loader(pictures)
+    shallow, bright = (batch.images[batch.names.index(name)].mean() for name in ("a", "deep"))
+    assert bright == pytest.approx(float(shallow), abs=0.2)

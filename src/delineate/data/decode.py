@@ -56,7 +56,10 @@ def read_pixels(path: str | Path, frame: int = 0) -> Array:
                 pixels = _deep_png(path, image)
                 if pixels is None:
                     pixels = _pillow_image(image)
-    return _orient(_network_dtype(pixels), orientation)
+    pixels = _network_dtype(pixels)
+    if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
+        raise DataError(f"{path}: holds NaN or infinite values; replace them by numbers")
+    return _orient(pixels, orientation)
 
 
 def decode_labels(path: str | Path, frame: int = 0) -> Array:

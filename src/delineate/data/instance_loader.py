@@ -80,10 +80,12 @@ class InstanceSet(PictureSet):
         """A picture as the network reads it, (C, h, w), and its objects."""
         augment, rng = self.config.augment, np.random.default_rng((self.config.seed, draw.ticket))
         prepared = self.prepared(draw.picture)
+        dtype, white = prepared.sample.image.dtype, self.conventions.value_range
         sample = self.resize(prepared.sample, rng)
         if rng.random() < augment.copy_paste:
-            sample = copy_paste(sample, self.resize(self.prepared(int(rng.integers(len(self)))).sample, rng), rng)
-        dtype, white = prepared.sample.image.dtype, self.conventions.value_range
+            other = self.prepared(int(rng.integers(len(self)))).sample
+            if other.image.dtype == dtype:  # values of another type mean another brightness
+                sample = copy_paste(sample, self.resize(other, rng), rng)
         image = change_colours(sample.image.as_subclass(Tensor), dtype, augment, rng, white=white)
         return normalize(image, self.conventions, prepared.statistics), sample
 

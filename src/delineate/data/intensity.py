@@ -64,6 +64,21 @@ def normalize(image: Tensor, conventions: Conventions, statistics: tuple[Tensor,
     return (x - mean.to(x.device)[..., None, None]) / std.to(x.device)[..., None, None]
 
 
+def type_factor(dtype: str, conventions: Conventions) -> float:
+    """What pixels stored as `dtype` are multiplied by to reach the range that a network is trained on.
+
+    It is not 1 for 16-bit pictures of a network of 8-bit ones, and the reverse: white is then what the type can hold.
+
+    >>> type_factor("uint16", Conventions()) * 65535, type_factor("uint8", Conventions(value_range=4095.0)) * 255
+    (255.0, 4095.0)
+    """
+    if conventions.normalization == "image":  # mean and deviation of the picture itself make up for any factor
+        return 1.0
+    if dtype == "uint16" and conventions.value_range == 255:
+        return 255 / 65535
+    return conventions.value_range / 255 if dtype == "uint8" and conventions.value_range > 255 else 1.0
+
+
 def _luma(image: Tensor) -> Tensor:
     red, green, blue = image.float().split(1, dim=-3)
     gray = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue

@@ -25,7 +25,7 @@ from torchvision import tv_tensors
 from delineate.config import TrainConfig
 from delineate.data.batch import Batch, collate
 from delineate.data.dataset import Dataset, Record
-from delineate.data.intensity import image_statistics, normalize, to_color
+from delineate.data.intensity import image_statistics, normalize, to_color, type_factor
 from delineate.data.load import load_sample
 from delineate.data.sample import Sample
 from delineate.data.samplers import (
@@ -126,9 +126,12 @@ class PictureSet(TorchDataset[Any], ABC):
 
     def _prepare(self, sample: Sample) -> Prepared:
         """Compute what is needed once of the whole picture."""
-        color = self.conventions.color
+        color, image = self.conventions.color, sample.image.as_subclass(Tensor)
         if color == "gray":
-            sample = replace(sample, image=tv_tensors.Image(to_color(sample.image.as_subclass(Tensor), "gray")))
+            image = to_color(image, "gray")
+        if (factor := type_factor(str(image.dtype).removeprefix("torch."), self.conventions)) != 1:
+            image = image.float() * factor
+        sample = replace(sample, image=tv_tensors.Image(image))
         whole = self.conventions.normalization == "image"
         return Prepared(sample, image_statistics(sample.image.as_subclass(Tensor), color) if whole else None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,11 +86,11 @@ def change_colours(
 ) -> Tensor:
     """Change brightness, contrast and gamma, blur and add noise; (C, h, w) float32 in, the stored `dtype` out.
 
-    `white` is the stored value of white; None: that of `dtype`, 1 for float. Noise and blur touch every second patch, so that
-    the network also sees pictures as they are. `image` is overwritten.
+    `white` is the stored value of white, as far as `dtype` holds it; None: that of `dtype`, 1 for float. Noise and blur touch
+    every second patch, so that the network also sees pictures as they are. `image` is overwritten.
     """
     a, x = augment, image.numpy()
-    top = np.float32(white or RANGES.get(dtype, 1.0))
+    top = np.float32(min(white or math.inf, RANGES.get(dtype, white or 1.0)))
     if a.brightness:
         x *= np.float32(rng.uniform(max(0.0, 1 - a.brightness), 1 + a.brightness))
     if a.contrast:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from delineate.data.decode import decode_image
-from delineate.data.intensity import to_color
+from delineate.data.intensity import to_color, type_factor
 from delineate.data.windows import ArrayReader, ImageReader, open_image
 from delineate.errors import DataError
 from delineate.weights.conventions import Conventions
@@ -94,13 +94,11 @@ def range_factor(reader: ImageReader, conventions: Conventions) -> tuple[float, 
     low, high = value_limits(reader) if reader.dtype.kind == "f" else (0.0, 0.0)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError("holds NaN or infinite values; replace them by numbers")
-    if conventions.normalization == "image":  # mean and deviation of the picture itself make up for any factor
-        return 1.0, None
-    if reader.dtype == np.uint16 and expected == 255:
-        return 255 / 65535, "16-bit picture scaled to the 8-bit range that the network was trained on"
-    if reader.dtype == np.uint8 and expected > 255:
-        return expected / 255, f"8-bit picture scaled to 0..{expected:g}, the range that the network was trained on"
-    if reader.dtype.kind == "f" and expected >= 255 and low >= 0 and 0 < high <= 1:
+    if (factor := type_factor(reader.dtype.name, conventions)) != 1:
+        kind, reached = ("16-bit", "the 8-bit range") if factor < 1 else ("8-bit", f"0..{expected:g}, the range")
+        return factor, f"{kind} picture scaled to {reached} that the network was trained on"
+    fixed = conventions.normalization == "fixed"
+    if fixed and reader.dtype.kind == "f" and expected >= 255 and low >= 0 and 0 < high <= 1:
         raise DataError(f"float pixels in 0..{high:.3g}, but the network expects 0..{expected:g}; multiply by {expected:g}")
     return 1.0, None
 

@@ -77,8 +77,8 @@ def _check_objects(model: InstanceModel, dataset: Dataset, name: str) -> None:
     if all(in_first_pixel(i) for _, i in kept):
         crowds = sum(len(record.instances or ()) for record in records) - len(single)
         raise DataError(
-            f"{dataset.root}: no object to learn from in 'train': {crowds} crowd regions, {len(single) - len(kept)} objects without "
-            f"extent or outside their picture, {len(kept)} within its first pixel (shares in place of pixels?)"
+            f"{dataset.root}: no object to learn from in 'train': {crowds} crowd regions, {len(single) - len(kept)} objects "
+            f"without extent or outside their picture, {len(kept)} within its first pixel (shares in place of pixels?)"
         )
     if model.num_keypoints and not any(v for _, i in kept for _, _, v in i.keypoints or ()):
         raise DataError(
