@@ -24,11 +24,13 @@ from delineate.data.synthetic import make_blobs_dataset
 from delineate.errors import ConfigError, DataError
 from delineate.models import create_model
 from delineate.models.instance import InstanceModel
+from delineate.ops.instances import InstanceTargets
 from delineate.predict import Predictor
 from delineate.predict.detections import true_objects
 from delineate.train import train
 from delineate.train.build import prepare_dataset
 from delineate.train.optim import build_optimizer
+from delineate.train.processes import make_fabric
 from delineate.train.runfolder import results_csv
 from delineate.train.step import training_step
 from delineate.train.task import make_task
@@ -176,6 +178,20 @@ def test_no_loss_or_gradient_of_the_worst_data_is_nan(worst: Dataset, options: d
     (batch,) = make_instance_loader(_pictures(task, worst, batch=len(WORST)))
     assert training_step(fabric, model, optimizer, task.loss, [batch]).finite
     assert set(task.measure(fabric)(task.model)) <= set(task.measure(fabric).names())
+
+
+def test_fewer_bits_do_not_round_the_boxes_that_are_learned(data: Path) -> None:
+    class Heard(nn.Linear):
+        def forward(self, image: Tensor, targets: InstanceTargets) -> tuple[Tensor, Tensor]:
+            return super().forward(image), targets.boxes
+
+    fabric, network = make_fabric(make_config(data, precision="bf16")), Heard(4, 4)
+    model = fabric.setup_module(network)
+    boxes, rows = torch.tensor([[[1001.3, 2.7, 1203.1, 99.9]]]), torch.ones(1, 1, dtype=torch.bool)
+    targets, image = InstanceTargets(boxes, rows.long(), rows, rows), torch.rand(1, 4)
+    product, heard = model(image, targets)
+    assert torch.equal(heard, boxes)
+    assert not torch.equal(product, network(image, targets)[0])  # these were fewer bits
 
 
 def _pictures(task: Any, dataset: Dataset, **changes: Any) -> InstanceSet:

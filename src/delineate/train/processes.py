@@ -17,11 +17,13 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.plugins.precision import MixedPrecision
+from lightning_fabric.plugins.precision import Precision as FabricPrecision
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from delineate.config import TrainConfig
-from delineate.devices import pick_device, pick_precision
+from delineate.devices import Precision, pick_device, pick_precision
 from delineate.errors import ConfigError, DelineateError
 from delineate.guard import ADVICE, UNGUARDED
 
@@ -87,25 +89,36 @@ def launch(config: TrainConfig, job: Job) -> None:
 def make_fabric(config: TrainConfig) -> Fabric:
     """Return Fabric for the device, processes and precision of `config`; raises `ConfigError` where they cannot be."""
     device = pick_device(config.device)
-    precision = cast("Any", PRECISIONS[pick_precision(config.precision, device)])
+    precision = make_precision(pick_precision(config.precision, device), device)
     if under_torchrun():
         local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         if config.devices not in (1, local):
             raise ConfigError(f"devices is {config.devices}, but torchrun started {local} processes here; leave devices away")
-        return Fabric(accelerator=device.type, strategy="ddp", devices=local, num_nodes=world // local, precision=precision)
+        return Fabric(accelerator=device.type, strategy="ddp", devices=local, num_nodes=world // local, plugins=[precision])
     if config.nodes > 1:
         raise ConfigError(f"nodes is {config.nodes}: start the run with torchrun --nnodes {config.nodes} on each of them")
     if config.devices == 1:
         index: Any = 1 if device.index is None or device.type != "cuda" else [device.index]
-        return Fabric(accelerator=device.type, devices=index, precision=precision)
+        return Fabric(accelerator=device.type, devices=index, plugins=[precision])
     if device.type == "mps" or device.index is not None:
         raise ConfigError(f"devices is {config.devices}, but device '{config.device}' is one; take device cpu or cuda")
     if device.type == "cuda" and config.devices > torch.cuda.device_count():
         raise ConfigError(f"devices is {config.devices}, but this machine has {torch.cuda.device_count()} GPUs")
-    environment = LightningEnvironment()
-    return Fabric(
-        accelerator=device.type, strategy="ddp_spawn", devices=config.devices, precision=precision, plugins=[environment]
-    )
+    plugins = [precision, LightningEnvironment()]
+    return Fabric(accelerator=device.type, strategy="ddp_spawn", devices=config.devices, plugins=plugins)
+
+
+class Autocast(MixedPrecision):
+    """Autocast chooses what is computed in fewer bits; Fabric would round all inputs before, boxes to several pixels too."""
+
+    def convert_input(self, data: Any) -> Any:
+        """Return the inputs of the network as they are."""
+        return data
+
+
+def make_precision(precision: Precision, device: torch.device) -> FabricPrecision:
+    """Return what computes in a precision, by our name for it."""
+    return FabricPrecision() if precision == "fp32" else Autocast(cast("Any", PRECISIONS[precision]), device.type)
 
 
 def over_processes(fabric: Fabric, values: Tensor, how: Literal["sum", "mean"]) -> Tensor:
