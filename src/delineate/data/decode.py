@@ -6,6 +6,7 @@ import glob
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ PIXEL_LIMIT = 2**31
 """More pixels than this in one page that is not a TIFF are refused: Pillow would need them all in memory."""
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_FEW_NAMES = 1000  # among which the closest one is sought
 _ORIENTATION = 274  # tag number in EXIF and in TIFF
 _pillow_limit = threading.Lock()
 
@@ -163,11 +165,25 @@ def is_image(path: Path) -> bool:
 
 
 def missing(path: str | Path) -> DataError:
-    """Return the error for a path that does not exist, with the closest name beside it."""
+    """Return the error for a path that does not exist, with the name beside it that is alike."""
     path = Path(path)
-    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    where = "" if beside or path.parent.is_dir() else f"; the folder {path.parent} does not exist either"
-    return DataError(f"{path}: does not exist{suggest(path.name, beside)}{where}", kind="missing file")
+    where = "; its name has a backslash: write / between folders" if "\\" in path.name else ""
+    if not path.parent.is_dir():
+        return DataError(f"{path}: does not exist{where}; the folder {path.parent} does not exist either", kind="missing file")
+    names, by_stem = _names_in(path.parent, path.parent.stat().st_mtime_ns)
+    if (alike := by_stem.get(path.stem.casefold())) is not None:  # another suffix, or upper for lower case
+        where += f"; did you mean '{alike}'?"
+    elif len(names) <= _FEW_NAMES:
+        where += suggest(path.name, names)
+    return DataError(f"{path}: does not exist{where}", kind="missing file")
+
+
+@lru_cache(maxsize=1)
+def _names_in(folder: Path, changed: int) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The names in a folder, `changed` last then, and its pictures by stem in lower case; kept, for thousands may be missing."""
+    names = tuple(sorted(p.name for p in folder.iterdir()))
+    pictures = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+    return names, {Path(name).stem.casefold(): name for name in pictures}
 
 
 @contextmanager

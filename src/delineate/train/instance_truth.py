@@ -76,9 +76,14 @@ def _check_objects(model: InstanceModel, dataset: Dataset, name: str) -> None:
     kept = [(record, i) for record, i in single if not is_degenerate(i, record.size, masks=model.has_masks)]
     if all(in_first_pixel(i) for _, i in kept):
         crowds = sum(len(record.instances or ()) for record in records) - len(single)
+        counts = {
+            "crowd regions": crowds,
+            "without extent or outside their picture": len(single) - len(kept),
+            "within the first pixel, shares in place of pixels": len(kept),
+        }
+        seen = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         raise DataError(
-            f"{dataset.root}: no object to learn from in 'train': {crowds} crowd regions, {len(single) - len(kept)} objects "
-            f"without extent or outside their picture, {len(kept)} within its first pixel (shares in place of pixels?)"
+            f"{dataset.root}: no object to learn from in 'train': {seen or 'its pictures have none'}; see `data check`"
         )
     if model.num_keypoints and not any(v for _, i in kept for _, _, v in i.keypoints or ()):
         raise DataError(

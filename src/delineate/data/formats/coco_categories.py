@@ -68,7 +68,7 @@ def keypoint_schema(
     other = next((c for c in others if tuple(map(str, c["keypoints"])) != names), None)
     if other is None:
         return schema, []
-    text = f"the category {other['name']!r} has other keypoints than {category['name']!r}, as which they are read; use one list"
+    text = f"the category {other['name']!r} has other keypoints than {category['name']!r}, as whose they are read; use one list"
     problems.warn("skeleton", file, text)
     return schema, [f"{file.name}: {text}"]
 

@@ -35,6 +35,8 @@ def _image_fault(image: dict[str, Any]) -> str | None:
         return f"has the id {image['id']!r:.60}; expected a number or a text"
     if "file_name" in image and not (isinstance(image["file_name"], str) and image["file_name"]):
         return f"has the file_name {image['file_name']!r:.60}; expected the name of a picture"
+    if "://" in image.get("file_name", ""):
+        return f"has the file_name {image['file_name']!r:.60}, an address; download it and give the name of the file"
     for key in ("height", "width"):
         if not (image.get(key) is None or (_is_number(image[key]) and image[key] == int(image[key]) > 0)):
             return f"has the {key} {image[key]!r:.60}; expected a number of pixels"
