@@ -180,7 +180,7 @@ def missing(path: str | Path) -> DataError:
 
 @lru_cache(maxsize=1)
 def _names_in(folder: Path, changed: int) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The names in a folder, `changed` last then, and its pictures by stem in lower case; kept, for thousands may be missing."""
+    """The names in a folder, `changed` last then, its pictures by stem in lower case; kept: thousands may be missing."""
     names = tuple(sorted(p.name for p in folder.iterdir()))
     pictures = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     return names, {Path(name).stem.casefold(): name for name in pictures}
