@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import timm
 import torch
 
-from _hrnet import TINY, TINY_OCR, official_hmsa
+from _hrnet import TINY, TINY_OCR, hmsa_name, official_hmsa
 from delineate.errors import ConfigError, DataError
 from delineate.models import create_model
 from delineate.weights.importing import import_checkpoint
@@ -21,6 +22,16 @@ def official_hrnet(model: Any) -> dict[str, torch.Tensor]:
     """The tensors of our HRNet under the authors' names."""
     state = model.state_dict().items()
     return {name.removeprefix("backbone.").replace("head.", "last_layer."): tensor for name, tensor in state}
+
+
+def official_ocr(model: Any) -> dict[str, torch.Tensor]:
+    """The tensors of our HRNet with object context under the authors' names, which nest less than NVIDIA's."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        theirs = hmsa_name(f"model.{name}").removeprefix("backbone.").removeprefix("ocr.")
+        theirs = theirs.replace("aux_head.2.", "aux_head.3.")
+        state[re.sub(r"^(conv3x3_ocr|aux_head)\.1\.0\.", r"\1.1.", theirs)] = tensor
+    return state
 
 
 def agree(found: Any, expected: Any) -> None:
@@ -40,6 +51,20 @@ def test_both_branches_of_hrnet_are_read(prefix: str, tmp_path: Path) -> None:
     agree(imported, model)
     assert imported.classes[0] == "road"
     assert imported.architecture["options"] == model.architecture["options"]
+
+
+def test_object_context_of_any_width_is_read(tmp_path: Path) -> None:
+    model = create_model("hrnet_w48_ocr", 5, **TINY_OCR, align_corners=True)
+    torch.save({f"module.model.{name}": tensor for name, tensor in official_ocr(model).items()}, tmp_path / "ocr.pth")
+    imported: Any = import_checkpoint(tmp_path / "ocr.pth", align_corners=True)
+    agree(imported, model)
+    assert imported.architecture["options"] == model.architecture["options"]
+
+
+def test_the_first_small_network_is_refused(tmp_path: Path) -> None:
+    torch.save(timm.create_model("hrnet_w18_small").state_dict(), tmp_path / "small.pth")
+    with pytest.raises(DataError, match=r"small\.pth: .*small v1"):
+        import_checkpoint(tmp_path / "small.pth", arch="hrnet_w16_small", num_classes=2)
 
 
 def test_nested_names_of_attention_over_scales_are_read(tmp_path: Path) -> None:
@@ -79,7 +104,7 @@ def test_a_classifier_starts_either_network(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     state = official_hrnet(create_model("hrnet_w48", 2, **TINY))
     torch.save(state, tmp_path / "hrnet.pth")
-    with pytest.raises(ConfigError, match="align_corners is not known"):
+    with pytest.raises(ConfigError, match=r"align_corners is not known.* pytorch-v1\.1.*after --choice"):
         import_checkpoint(tmp_path / "hrnet.pth")
     wrong = {**state, "stage9.weight": torch.zeros(1), "bn1.bias": torch.zeros(3)}
     del wrong["last_layer.0.bias"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from delineate.data.formats.cityscapes import CITYSCAPES_CLASSES
-from delineate.errors import ConfigError
+from delineate.errors import ConfigError, DataError
+from delineate.models.backbones.hrnet import STEM
 from delineate.weights.conventions import Conventions
 from delineate.weights.importer import Imported, Importer, Rule, State, ambiguous, rename
 
@@ -63,7 +65,10 @@ def convert(state: State, arch: str, num_classes: int | None, *, align_corners: 
     """The network of our zoo with the same name; 19 classes are those of Cityscapes."""
     heads = [name for name in state if name.endswith(("cls_head.weight", "last_layer.3.weight"))]
     if heads and align_corners is None:
-        reason = "the tensors do not say how maps are enlarged; it is ALIGN_CORNERS of the training's configuration"
+        reason = (
+            "the tensors do not say how maps are enlarged; it is MODEL.ALIGN_CORNERS of the training's configuration "
+            "(where it is not set: true in the branch HRNet-OCR, false in pytorch-v1.1)"
+        )
         raise ambiguous("align_corners", reason, "true", "false")
     if not heads and num_classes is None:
         raise ConfigError(
@@ -72,18 +77,24 @@ def convert(state: State, arch: str, num_classes: int | None, *, align_corners: 
     count = len(state[heads[0]]) if heads else int(num_classes or 0)
     stem = next(tensor for name, tensor in state.items() if name.endswith("conv1.weight"))
     prefix = "model." if "model.conv1.weight" in state else ""
+    if len(state[f"{prefix}layer1.0.conv1.weight"]) != STEM:
+        raise DataError(f"{arch} is the authors' 'small v1', which we do not have; we have their 'small v2' (hrnet_w18_small)")
+    options: dict[str, Any] = {
+        "in_channels": stem.shape[1],
+        "width": len(state[f"{prefix}stage4.0.branches.0.0.conv1.weight"]),
+        "small": "_small" in arch,
+        "align_corners": bool(align_corners),
+    }
+    if f"{prefix}cls_head.weight" in state:
+        options["channels"] = len(state[f"{prefix}conv3x3_ocr.0.weight"])
+        options["keys"] = len(state[f"{prefix}ocr_distri_head.object_context_block.f_down.0.weight"])
     return Imported(
         "hrnet_w48_ocr" if arch.endswith("_ocr") else "hrnet_w48",
         count,
         rename(state, RULES),
         class_names(count),
         Conventions(),
-        {
-            "in_channels": stem.shape[1],
-            "width": len(state[f"{prefix}stage4.0.branches.0.0.conv1.weight"]),
-            "small": "_small" in arch,
-            "align_corners": bool(align_corners),
-        },
+        options,
         fresh=() if heads else ("head.", "classifier."),
     )
 

@@ -91,4 +91,5 @@ def rename(state: State, rules: Sequence[Rule]) -> dict[str, Tensor]:
 
 def ambiguous(choice: str, reason: str, *values: str) -> ConfigError:
     """The error that asks the user for what the file cannot tell."""
-    return ConfigError(f"{choice} is not known: {reason}; give {' or '.join(f'{choice}={value}' for value in values)}")
+    wanted = " or ".join(f"{choice}={value}" for value in values)
+    return ConfigError(f"{choice} is not known: {reason}; give {wanted} (on the command line after --choice)")

@@ -99,6 +99,8 @@ def import_located(
         imported = importer.convert(state, arch, num_classes, **choices)
     except KeyError as error:  # of the state
         raise DataError(f"{path}: tensor {error} is missing, which every {arch} of {importer.source} has") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     if num_classes not in (None, imported.num_classes):
         raise ConfigError(f"num_classes is {num_classes}, but {path} has {imported.num_classes} classes; leave it away")
     if classes is not None:
