@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from delineate.data.dataset import Dataset, Instance, Record
-from delineate.data.decode import Array, missing, read_pixels, stored_orientation
+from delineate.data.decode import Array, missing, page_count, read_pixels, stored_orientation
 from delineate.data.formats.problems import Problems, Severity
 from delineate.data.load import (
     check_stated_size,
@@ -164,6 +164,9 @@ def _check_record(dataset: Dataset, split: str, record: Record) -> _Checked:
     if (orientation := stored_orientation(record.image)) != 1:
         text = f"has the EXIF orientation {orientation}, which is applied; other tools may show it, and its labels, turned"
         result.findings.append(Finding("warning", "EXIF orientation", str(record.image), text))
+    if dataset.format != "png" and (pages := page_count(record.image)) > 1:  # png reads each page as a picture
+        text = f"has {pages} pages, of which the first is read; save the others as pictures of their own"
+        result.findings.append(Finding("warning", "several pages", str(record.image), text))
     if record.label_map is not None:
         _check_label_map(dataset, record, size, result)
     elif record.instances is not None:
