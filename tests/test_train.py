@@ -367,12 +367,12 @@ class TestStart:
         expected, ours = load_model(weights).state_dict(), model.state_dict()
         assert {name for name in ours if ours[name].shape != expected[name].shape} == {"head.weight", "head.bias"}
         assert all(torch.equal(ours[name], expected[name]) for name in ours if not name.startswith("head."))
-        assert note.endswith("head.weight, head.bias from random weights: it tells 2 outputs apart, this run 5")
+        assert note.endswith("but head from random weights: it tells 2 outputs and not 5 apart")
 
     @pytest.mark.parametrize(
         ("model", "message"),
         [
-            ({"options": {"width": 8, "depth": 3}}, "with width 4 instead of 8"),
+            ({"options": {"width": 8, "depth": 3}}, "it was made with width 4 instead of 8"),
             ({"name": "unet_original"}, "asks for 'unet_original'"),
         ],
     )

@@ -42,6 +42,8 @@ KeyValue = Annotated[
     ),
 ]
 
+MODEL_HELP = "A name of `delineate models`, or a file of weights to start from."
+
 overrides = Group("Overrides", help="These win over the config file and over the plan.", sort_key=5)
 
 
@@ -142,7 +144,7 @@ def plan(
     data: Path,
     *,
     out: Annotated[Path | None, Parameter(help="Write the plan as a config for `delineate train`.")] = None,
-    model: Annotated[str | None, Parameter(help="A name of `delineate models`.")] = None,
+    model: Annotated[str | None, Parameter(help=MODEL_HELP)] = None,
     minutes: Annotated[
         float | None, Parameter(help="Length of the training. Default: 15 on a CPU, a full schedule on a GPU.")
     ] = None,
@@ -175,7 +177,7 @@ def train(
     data: Annotated[Path | None, Parameter(help="Folder or annotation file.")] = None,
     out: Annotated[Path | None, Parameter(help="New run folder. Default: runs/DATA-MODEL.")] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this run folder; --epochs may extend it.")] = None,
-    model: Annotated[str | None, Parameter(help="A name of `delineate models`.", group=overrides)] = None,
+    model: Annotated[str | None, Parameter(help=MODEL_HELP, group=overrides)] = None,
     minutes: Annotated[float | None, Parameter(help="Length of a planned training.", group=overrides)] = None,
     epochs: Annotated[int | None, Parameter(group=overrides)] = None,
     format: Annotated[Format, Parameter(group=overrides)] = None,
@@ -208,13 +210,16 @@ def train(
     if resume is not None:
         if config is not None or out is not None:
             raise ConfigError("--resume goes on in its own folder with its own config; leave CONFIG and --out away")
-        resolved = load_config(resume / "config.yaml", changed | ({"model.name": model} if model else {}))
+        resolved = load_config(resume / "config.yaml", changed | _named(model))
     elif config is not None:
-        resolved = load_config(config, changed | ({"model.name": model} if model else {}))
+        resolved = load_config(config, changed | _named(model))
     elif data is not None:
         proposal, resolved = _planned(data, format, device, minutes, model, changed, quiet)
     else:
         raise ConfigError("nothing to train on: give --data FOLDER, a config file, or --resume RUN")
+    from delineate.train.start import adopt
+
+    resolved = adopt(resolved)
     out = resume or out or Path("runs") / f"{resolved.data.path.resolve().stem}-{resolved.model.name}"
 
     from delineate.train import train as run_training
@@ -223,6 +228,15 @@ def train(
     if not quiet and result.report is not None:  # None: torchrun's first process speaks
         print(f"\nreport   {result.report}\nweights  {result.best}")
         print(f"try      delineate predict {result.best} PICTURES --out predictions")
+
+
+def _named(model: str | None) -> dict[str, Any]:
+    """What `--model` sets in a config."""
+    if model is None:
+        return {}
+    from delineate.train.start import is_weights
+
+    return {"model.weights" if is_weights(model) else "model.name": model}
 
 
 def _planned(

@@ -213,6 +213,8 @@ def _encoder(
     if eps != 1e-5:
         if norm not in ("batch", "frozen"):
             raise ConfigError(f"norm_eps is {eps}, which norm '{norm}' does not have; choose 'batch' or 'frozen'")
+        if norm == "batch" and eps <= 0:
+            raise ConfigError(f"norm_eps is {eps}, with which norm 'batch' cannot learn; keep 'frozen', or set norm_eps=1e-5")
         make_norm = partial(make_norm, eps=eps)  # type: ignore[call-arg]
     options: dict[str, Any] = {"stride_in_1x1": True} if stride_in_1x1 else {}
     body = named_encoder(name, in_channels, norm=make_norm, pretrained=pretrained, **options)

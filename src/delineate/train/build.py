@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from delineate.config import DataConfig, TrainConfig
 from delineate.data import Dataset, open_dataset, split_dataset
 from delineate.errors import ConfigError, suggest
 from delineate.models.zoo import create_model
+from delineate.train.start import start_from
 from delineate.weights.conventions import Conventions
-from delineate.weights.files import load_model
 
 
 def prepare_dataset(config: DataConfig, dataset: Dataset | None = None) -> Dataset:
@@ -65,36 +64,8 @@ def build_model(
         options.pop("pretrained", None)
     torch.manual_seed(config.seed)
     model = create_model(config.model.name, conventions.output_channels(num_classes), **options)
-    return model, start_from(model, config) if fresh and config.model.weights is not None else []
-
-
-def start_from(model: nn.Module, config: TrainConfig) -> list[str]:
-    """Give `model` the weights of the file `config.model.weights`, and return what should be said about it.
-
-    Layers with an output channel for each class keep their random weights where the number of classes differs. Raises
-    `ConfigError` where the file holds another network.
-    """
-    path = config.model.weights
-    assert path is not None
-    source: Any = load_model(path)
-    ours: Any = model.architecture
-    theirs = source.architecture
-    if ours["name"] != theirs["name"] or ours["options"] != theirs["options"]:
-        names = [k for k in ours["options"] | theirs["options"] if ours["options"].get(k) != theirs["options"].get(k)]
-        differing = ", ".join(f"{k} {theirs['options'].get(k)!r} instead of {ours['options'].get(k)!r}" for k in names)
-        raise ConfigError(
-            f"{path}: holds the network '{theirs['name']}'{f' with {differing}' if differing else ''}, "
-            f"the config asks for '{ours['name']}'; make model.name and model.options equal"
-        )
-    own, given = model.state_dict(), source.state_dict()
-    heads = [name for name in own if own[name].shape != given[name].shape]
-    model.load_state_dict({name: own[name] if name in heads else tensor for name, tensor in given.items()})
-    if not heads:
-        return [f"started from {path}"]
-    return [
-        f"started from {path}, but {', '.join(heads)} from random weights: it tells {theirs['num_classes']} outputs apart, "
-        f"this run {ours['num_classes']}"
-    ]
+    weights = config.model.weights
+    return model, start_from(model, weights, conventions) if fresh and weights is not None else []
 
 
 @contextmanager

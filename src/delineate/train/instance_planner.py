@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 
 from delineate.config import DataConfig, ModelConfig, TrainConfig
 from delineate.data.dataset import Dataset
@@ -25,6 +24,7 @@ from delineate.train.planner import (
     in_order,
     schedule,
     with_changes,
+    with_given_weights,
 )
 from delineate.train.probe import InstanceProbe, patch_time
 from delineate.weights.conventions import Resize
@@ -33,38 +33,47 @@ WANTED = {True: 16, False: 4}  # pictures in a batch, where the machine is fast 
 
 
 def plan_instances(
-    dataset: Dataset, statistics: DatasetStatistics, machine: Machine, path: Path, model: str, minutes: float | None
+    dataset: Dataset, statistics: DatasetStatistics, machine: Machine, start: TrainConfig, minutes: float | None
 ) -> Plan:
-    """Propose the training of the detector `model` on `dataset`, which has the splits "train" and "val"."""
+    """Propose the training of the detector that `start` names on `dataset`, which has the splits "train" and "val"."""
     if statistics.objects is None or not statistics.objects.count:
-        raise DataError(f"{dataset.root}: its truth shows no objects, from which '{model}' could learn; choose --model unet")
-    config, reasons = _choices(dataset, statistics, machine, path, model)
+        name = start.model.name
+        raise DataError(f"{dataset.root}: its truth shows no objects, from which '{name}' could learn; choose --model unet")
+    config, reasons = _choices(dataset, statistics, machine, start)
     config, pace, sized = _fit(config, dataset, statistics, machine)
     if minutes is None and not machine.fast:
         minutes = CPU_MINUTES
     config, scheduled, notes = schedule(config, statistics, pace, machine, minutes)
     optimizer, optimized = instance_rules.choose_optimizer(config.batch, config.epochs * (config.steps_per_epoch or 1))
     config, reasons = with_changes(config, optimizer=optimizer), reasons | sized | scheduled | optimized
-    advice = "it starts from random weights: with model.weights it would learn from far fewer pictures"
-    return Plan(config, in_order(config, reasons), (*dataset.notes, *notes, advice))
+    config, reasons = with_given_weights(config, reasons)
+    advice = "it starts from random weights: with --model FILE.safetensors it would learn from far fewer pictures"
+    return Plan(config, in_order(config, reasons), (*dataset.notes, *notes, *([] if config.model.weights else [advice])))
 
 
 def _choices(
-    dataset: Dataset, statistics: DatasetStatistics, machine: Machine, path: Path, model: str
+    dataset: Dataset, statistics: DatasetStatistics, machine: Machine, start: TrainConfig
 ) -> tuple[TrainConfig, rules.Reasons]:
-    """Everything that the data alone decide."""
-    inputs, reasons = rules.choose_input(statistics)
+    """Everything that the data alone decide; with weights to start from, their network and input stay as they are."""
+    given = start.model.weights is not None
+    inputs, reasons = (start.input, {}) if given else rules.choose_input(statistics)
     resize, why_resize = instance_rules.choose_resize(statistics, fast=machine.fast)
-    defaults = {name: parameter.default for name, parameter in inspect.signature(MODELS[model]).parameters.items()}
-    options, why_options = instance_rules.choose_options(dataset, statistics, resize, defaults)
+    if given and inputs.resize is not None:
+        resize = resize.model_copy(update={"filter": inputs.resize.filter})
+    signature = inspect.signature(MODELS[start.model.name]).parameters
+    defaults = {name: parameter.default for name, parameter in signature.items()} | start.model.options
+    options, why_options = (
+        (start.model.options, {}) if given else instance_rules.choose_options(dataset, statistics, resize, defaults)
+    )
     orientation = rules.find_orientation(dataset, statistics, dataset.splits["train"])
     masks = bool(defaults.get("masks")) and options.get("masks", True)
     augment, why_augment = instance_rules.choose_augmentation(statistics, resize, orientation, fast=machine.fast, masks=masks)
     sampling, threshold, why_sampling = instance_rules.choose_sampling(dataset.splits["train"], dataset.classes)
+    path = start.data.path.resolve()
     config = TrainConfig(
-        data=DataConfig(path=path.resolve(), format=format_of(dataset), sampling=sampling, repeat_threshold=threshold),
+        data=DataConfig(path=path, format=format_of(dataset), sampling=sampling, repeat_threshold=threshold),
         input=inputs.model_copy(update={"resize": resize}),
-        model=ModelConfig(name=model, options=options),
+        model=ModelConfig(name=start.model.name, options=options, weights=start.model.weights),
         augment=augment,
         optimizer=instance_rules.choose_optimizer(1, 1000)[0],
         epochs=1,

@@ -24,6 +24,7 @@ from delineate.train.optim import learning_rate, set_learning_rate
 from delineate.train.processes import Stop, first_process, launch, under_torchrun
 from delineate.train.run import Job, Run
 from delineate.train.runfolder import RunFolder
+from delineate.train.start import adopt
 from delineate.train.step import training_step
 from delineate.train.task import make_task
 
@@ -62,7 +63,7 @@ def train(
     end_process_that_starts()
     if plan is not None and under_torchrun():
         raise ConfigError("the processes of torchrun would each make their own plan; write one: delineate plan DATA --out FILE")
-    config = config if model is None else _naming(config, model)
+    config = adopt(config) if model is None else _naming(config, model)
     folder = RunFolder(Path(out))
     folder.check(config, resume=resume)
     job = Job(config, folder, resume, quiet, None if plan is None else plan.to_json(), model, dataset)

@@ -22,6 +22,7 @@ from delineate.train.build import conventions_of
 from delineate.train.memory import available_memory
 from delineate.train.plan import Plan
 from delineate.train.probe import PatchTime, StepProbe, patch_time
+from delineate.train.start import adopt, is_weights
 from delineate.train.task import finds_objects
 
 CPU_MINUTES = 15.0
@@ -85,9 +86,10 @@ def plan(
 
     `path`: what `dataset` was opened from (default: its folder). `device` as in `pick_device`. `minutes`: length of the
     training (default: 15 on a CPU; on a GPU 250 epochs, however long). `model`: a name of the zoo (default: "unet", for data of
-    keypoints "keypoint_rcnn_resnet50_fpn"). `memory`: bytes that are free on the device (default: measured). A few training
-    steps are timed (under about 20 s); all else depends on the training pictures alone. Raises `DataError` for data without
-    outlines or with a single picture, `ConfigError` for an unknown device or model, or where no picture fits in memory.
+    keypoints "keypoint_rcnn_resnet50_fpn"), or a file of weights to start from, whose network and input are kept. `memory`:
+    bytes that are free on the device (default: measured). A few training steps are timed (under about 20 s); all else depends
+    on the training pictures alone. Raises `DataError` for data without outlines or with a single picture, `ConfigError` for an
+    unknown device or model, or where no picture fits in memory.
     """
     if minutes is not None and not 0 < minutes < math.inf:
         raise ConfigError(f"minutes is {minutes}; give a length above 0, such as --minutes 15")
@@ -97,22 +99,25 @@ def plan(
     free = available_memory(torch_device) if memory is None else memory
     machine = Machine(torch_device, pick_precision("auto", torch_device), free, _cores())
     path, model = Path(path or dataset.root), model or ("keypoint_rcnn_resnet50_fpn" if dataset.kind == "keypoint" else "unet")
-    if finds_objects(model):
+    given = ModelConfig(weights=Path(model)) if is_weights(model) else ModelConfig(name=model)
+    start = adopt(TrainConfig(data=DataConfig(path=path), model=given))
+    if finds_objects(start.model.name):
         from delineate.train.instance_planner import plan_instances
 
-        return plan_instances(dataset, statistics, machine, path, model, minutes)
+        return plan_instances(dataset, statistics, machine, start, minutes)
     if not statistics.class_pixels:
         raise DataError(
             f"{dataset.root}: its truth has no outlines or masks to learn from; annotate polygons or label pictures"
         )
-    config, reasons = _choices(path, dataset, statistics, machine, model)
+    config, reasons = _choices(start, dataset, statistics, machine)
     config, sized = _fit(config, statistics, machine)
     if minutes is None and not machine.fast:
         minutes = CPU_MINUTES
     config, pace, width = _choose_width(config, dataset, statistics, machine, minutes)
     config, scheduled, notes = schedule(config, statistics, pace, machine, minutes)
-    optimizer, optimized = rules.choose_optimizer(model, config.batch, config.epochs * (config.steps_per_epoch or 1))
+    optimizer, optimized = rules.choose_optimizer(start.model.name, config.batch, config.epochs * (config.steps_per_epoch or 1))
     config, reasons = with_changes(config, optimizer=optimizer), reasons | sized | width | optimized | scheduled
+    config, reasons = with_given_weights(config, reasons)
     return Plan(config, in_order(config, reasons), (*dataset.notes, *_warnings(statistics), *notes))
 
 
@@ -126,14 +131,15 @@ def with_steps(proposal: Plan, epochs: int, steps_per_epoch: int, reason: str) -
 
 
 def _choices(
-    path: Path, dataset: Dataset, statistics: DatasetStatistics, machine: Machine, model: str
+    start: TrainConfig, dataset: Dataset, statistics: DatasetStatistics, machine: Machine
 ) -> tuple[TrainConfig, rules.Reasons]:
-    """Everything that the data alone decide, with a first guess of what the machine does."""
-    inputs, reasons = rules.choose_input(statistics)
-    outputs, why_outputs = rules.choose_outputs(statistics, model)
+    """Everything that the data alone decide, with a first guess of what the machine does; `start` says from which network."""
+    model, given = start.model.name, start.model.weights is not None
+    inputs, reasons = (start.input, {}) if given else rules.choose_input(statistics)
+    outputs, why_outputs = (start.model.outputs, {}) if given else rules.choose_outputs(statistics, model)
     patch = rules.choose_patch(statistics, fast=machine.fast)
-    options: dict[str, Any] = {}
-    if model == "unet":
+    options: dict[str, Any] = start.model.options
+    if model == "unet" and not given:
         depth, why_depth = rules.choose_depth(patch, fast=machine.fast)
         options = {"width": 32, "depth": depth, "norm": "instance"}
         reasons["model.options.depth"] = why_depth
@@ -150,9 +156,9 @@ def _choices(
     loss, why_loss = rules.choose_loss(statistics, outputs, model)
     reasons["model.name"] = "U-Net learns from few pictures" if model == "unet" else "as asked"
     config = TrainConfig(
-        data=DataConfig(path=path.resolve(), format=format_of(dataset)),
+        data=DataConfig(path=start.data.path.resolve(), format=format_of(dataset)),
         input=inputs,
-        model=ModelConfig(name=model, options=options, outputs=outputs),
+        model=ModelConfig(name=model, options=options, outputs=outputs, weights=start.model.weights),
         augment=augment,
         loss=loss,
         optimizer=rules.choose_optimizer(model, 1, 1000)[0],
@@ -218,7 +224,7 @@ def _choose_width(
         validation = step / 3 * validated / trained  # the forward pass is about a third of a step
         return Pace(step, patches, validation, machine.cores, shared=machine.device.type == "cpu")
 
-    if config.model.name != "unet":
+    if config.model.name != "unet" or config.model.weights is not None:
         return config, pace_of(config), {}
     if machine.fast or minutes is None:
         why = "wide enough for hundreds of epochs"
@@ -283,6 +289,16 @@ def _warnings(statistics: DatasetStatistics) -> tuple[str, ...]:
 def with_changes(config: TrainConfig, **changes: Any) -> TrainConfig:
     """Return the config with other values, which are not checked."""
     return config.model_copy(update=changes)
+
+
+def with_given_weights(config: TrainConfig, reasons: rules.Reasons) -> tuple[TrainConfig, rules.Reasons]:
+    """Where it starts from given weights: the plan with a rate that does not undo what they know, and the reasons for that."""
+    if config.model.weights is None:
+        return config, reasons
+    optimizer = config.optimizer.model_copy(update={"lr": config.optimizer.lr / 10})
+    reasons |= {"model.name": "that of the weights", "input": "as the weights are used to"}
+    reasons |= {"optimizer.lr": "a tenth of that from random weights, so that what the weights know is not undone"}
+    return with_changes(config, optimizer=optimizer), reasons
 
 
 def format_of(dataset: Dataset) -> str:
