@@ -128,7 +128,7 @@ def test_boxes_without_outlines(tmp_path: Path) -> None:
     boxes = load_sample(dataset, dataset.records[0], ("boxes",)).boxes
     assert boxes is not None
     assert boxes.tolist() == [[1, 2, 4, 6]]
-    with pytest.raises(DataError, match=r"a\.png: an object has no outline"):
+    with pytest.raises(DataError, match=r"a\.png: object \d+ has no outline"):
         load_sample(dataset, dataset.records[0], ("masks",))
 
 

@@ -241,7 +241,7 @@ def instance_mask(instance: Instance, size: tuple[int, int], record: Record) -> 
     """Return the `(H, W)` bool mask of an object; raises `DataError` where it has a box but no outline."""
     if instance.segmentation is None:
         raise DataError(
-            f"{record.image}: an object has no outline, only a box or keypoints; masks need polygons or run-length codes"
+            f"{_named(instance, record)} has no outline, only a box or keypoints; masks need polygons or run-length codes"
         )
     return decode_rle(outline_rle(instance.segmentation, instance, size, record))
 
@@ -251,8 +251,11 @@ def outline_rle(outline: tuple[Polygon, ...] | Rle, instance: Instance, size: tu
     try:
         return segmentation_rle(outline, size)
     except DataError as error:
-        name = "an object" if instance.id is None else f"object {instance.id}"
-        raise DataError(f"{record.image}: {name}: {error}") from error
+        raise DataError(f"{_named(instance, record)}: {error}") from error
+
+
+def _named(instance: Instance, record: Record) -> str:
+    return f"{record.image}: {'an object' if instance.id is None else f'object {instance.id}'}"
 
 
 def instance_box(instance: Instance, mask: Array | None, size: tuple[int, int], record: Record) -> tuple[float, ...]:
@@ -265,7 +268,7 @@ def instance_box(instance: Instance, mask: Array | None, size: tuple[int, int], 
         return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)) if len(rows) else (0.0,) * 4
     points = [(x, y) for x, y, v in instance.keypoints or () if v]
     if not points:
-        raise DataError(f"{record.image}: an object has neither box, outline nor keypoints; remove it")
+        raise DataError(f"{_named(instance, record)} has neither box, outline nor keypoints; remove it")
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
 

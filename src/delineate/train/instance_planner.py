@@ -38,7 +38,7 @@ def plan_instances(
     """Propose the training of the detector that `start` names on `dataset`, which has the splits "train" and "val"."""
     if statistics.objects is None or not statistics.objects.count:
         name = start.model.name
-        raise DataError(f"{dataset.root}: its truth shows no objects, from which '{name}' could learn; choose --model unet")
+        raise DataError(f"{dataset.root}: its truth shows no objects for '{name}' to learn; `delineate data check` tells why")
     config, reasons = _choices(dataset, statistics, machine, start)
     config, pace, sized = _fit(config, dataset, statistics, machine)
     if minutes is None and not machine.fast:

@@ -81,10 +81,8 @@ def _check_objects(model: InstanceModel, dataset: Dataset, name: str) -> None:
             "without extent or outside their picture": len(single) - len(kept),
             "within the first pixel, shares in place of pixels": len(kept),
         }
-        seen = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        raise DataError(
-            f"{dataset.root}: no object to learn from in 'train': {seen or 'its pictures have none'}; see `data check`"
-        )
+        seen = ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "its pictures have none"
+        raise DataError(f"{dataset.root}: no object to learn from in 'train': {seen}; see `delineate data check`")
     if model.num_keypoints and not any(v for _, i in kept for _, _, v in i.keypoints or ()):
         raise DataError(
             f"{dataset.root}: no keypoint in 'train' has a visibility above 0, so '{name}' cannot learn them; set it to 1 "
