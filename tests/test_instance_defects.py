@@ -110,6 +110,8 @@ def test_every_defect_of_keypoints_is_named(tmp_path: Path, change: dict[str, An
     ("content", "severity", "words"),
     [
         ({"categories": [CAT, {"id": 5, "name": "cat"}]}, "warning", "the categories 3, 5 are all named 'cat'; rename them"),
+        ({"categories": [CAT, {"id": 5, "name": "Cat "}]}, "warning", "the category name 'Cat ' is nearly 'cat'; rename it"),
+        ({"categories": [{**CAT, "name": ""}]}, "warning", "the category name '' is empty; rename it"),
         ({"categories": []}, "error", "its list 'categories' is empty, but annotations name each by category_id"),
         ({"categories": [CAT, {"id": 5}]}, "error", "lacks 'id' or 'name', it is {'id': 5}; give each both"),
         (
@@ -147,6 +149,12 @@ def test_objects_are_compared_with_each_other(tmp_path: Path) -> None:
     ]
     report = check_dataset(write(tmp_path, [bare], images=images))
     assert report.statistics["notes"] == ["no object has an outline: for networks without masks (model.options.masks=false)"]
+
+
+def test_unlabelled_keypoints_are_noted(tmp_path: Path) -> None:
+    bare = {**POSE, "keypoints": [0] * 6, "num_keypoints": 0}
+    notes = [check_dataset(write(tmp_path, [o], categories=[SKELETON])).statistics["notes"] for o in (POSE, bare)]
+    assert notes == [[], ["no keypoint is labelled: for networks without keypoints"]]
 
 
 def test_annotations_need_no_ids(tmp_path: Path) -> None:

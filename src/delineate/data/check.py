@@ -120,6 +120,7 @@ def check_dataset(path: str | Path, format: str | None = None) -> CheckReport:
     findings += _check_number_types(dataset, checked)
     without_outline, notes = _check_outlines(dataset)
     findings += without_outline
+    notes += _note_unlabelled(dataset)
     statistics = {
         "format": dataset.format,
         "kind": dataset.kind,
@@ -222,6 +223,12 @@ def _check_outlines(dataset: Dataset) -> tuple[list[Finding], list[str]]:
         return [], ["no object has an outline: for networks without masks (model.options.masks=false)"]
     text = "has no outline, though others have; networks with masks need one of each object"
     return [Finding("warning", "no outline", str(r.image), f"{object_name(i, number)} {text}") for r, number, i in without], []
+
+
+def _note_unlabelled(dataset: Dataset) -> list[str]:
+    """A note where keypoints are defined and not one is labelled."""
+    labelled = any(v for r in dataset.records for i in r.instances or () for _, _, v in i.keypoints or ())
+    return [] if dataset.keypoints is None or labelled else ["no keypoint is labelled: for networks without keypoints"]
 
 
 def _check_number_types(dataset: Dataset, checked: list[_Checked]) -> list[Finding]:

@@ -40,6 +40,11 @@ def class_names(file: Path, categories: list[dict[str, Any]], problems: Problems
             text = f"the categories {', '.join(map(str, ids))} are all named {name!r}; rename them, or use one id"
             problems.warn("duplicate category", file, text)
             notes.append(f"{file.name}: {text}; they are called {', '.join(f'{name} {i}' for i in ids)} here")
+    alike: dict[str, str] = {}
+    for name in counts:
+        if (other := alike.setdefault(name.strip().casefold(), name)) != name or not name.strip():
+            text = f"the category name {name!r} " + (f"is nearly {other!r}" if other != name else "is empty")
+            problems.warn("category name", file, f"{text}; rename it, or use one id")
     names = (str(category["name"]) for category in categories)
     return tuple(f"{n} {c['id']}" if counts[n] > 1 else n for n, c in zip(names, categories, strict=True)), notes
 
