@@ -262,8 +262,11 @@ BAD_TRUTH = {
     "images a dict": (changed(truth_content(), "images", to={}), "no list 'images'"),
     "image without name": (changed(truth_content(), "images", 0, "file_name", drop=True), "lacks 'id' or 'file_name'"),
     "image id twice": (changed(truth_content(), "images", 1, "id", to=1), "image id 1 is given twice"),
-    "box of text": (changed(truth_content(), "annotations", 0, "bbox", to="big"), "annotation 0 has the bbox big"),
-    "outline a number": (changed(truth_content(), "annotations", 0, "segmentation", to=5), "annotation 0 has a segmentation"),
+    "box of text": (changed(truth_content(), "annotations", 0, "bbox", to="big"), "annotation 0 has the bbox 'big'"),
+    "outline a number": (
+        changed(truth_content(), "annotations", 0, "segmentation", to=5),
+        "annotation 0 has the segmentation 5",
+    ),
     "annotation a number": (changed(truth_content(), "annotations", 0, to=5), "annotation"),
     "category without name": (changed(truth_content(), "categories", 0, "name", drop=True), "a category lacks 'id' or 'name'"),
 }
