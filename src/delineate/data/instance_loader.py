@@ -84,7 +84,7 @@ class InstanceSet(PictureSet):
         sample = self.resize(prepared.sample, rng)
         if rng.random() < augment.copy_paste:
             other = self.prepared(int(rng.integers(len(self)))).sample
-            if other.image.dtype == dtype:  # values of another type mean another brightness
+            if other.image.dtype == dtype:  # a tensor has one type, and its colours are changed as that type asks
                 sample = copy_paste(sample, self.resize(other, rng), rng)
         image = change_colours(sample.image.as_subclass(Tensor), dtype, augment, rng, white=white)
         return normalize(image, self.conventions, prepared.statistics), sample

@@ -57,7 +57,7 @@ class ArrayReader:
         return self.pixels[:, top : top + height, left : left + width]
 
     def close(self) -> None:
-        pass
+        """Nothing to let go: the pixels are the caller's."""
 
 
 class TiffReader:

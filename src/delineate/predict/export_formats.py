@@ -210,20 +210,23 @@ def _pose_lines(results: Results) -> list[str]:
     lines = []
     for index, (label, box) in enumerate(zip(results.labels.tolist(), results.boxes.tolist(), strict=True)):
         points = [] if results.keypoints is None else results.keypoints[index].tolist()
-        seen = [(x, y, 2) if shown else (0.0, 0.0, 0) for (x, y, _), shown in zip(points, _shown(results, index), strict=False)]
+        shown = _shown(results, index)
+        seen = [(x, y, 2) if sure else (0.0, 0.0, 0) for (x, y, _), sure in zip(points, shown, strict=True)]
         lines.append(pose_line(results.category_of(label) - 1, box, seen, results.size))
     return lines
 
 
-def _visible_points(points: list[list[float]], shown: Iterator[bool]) -> dict[str, Any]:
+def _visible_points(points: list[list[float]], shown: list[bool]) -> dict[str, Any]:
     """What a data set has of keypoints: visible (2) or, where they are unsure, hidden (1); and their scores."""
-    kept = [value for (x, y, _), sure in zip(points, shown, strict=False) for value in (x, y, 2 if sure else 1)]
+    kept = [value for (x, y, _), sure in zip(points, shown, strict=True) for value in (x, y, 2 if sure else 1)]
     return {"keypoints": kept, "num_keypoints": len(points), "keypoint_scores": [score for *_, score in points]}
 
 
-def _shown(results: Results, index: int) -> Iterator[bool]:
+def _shown(results: Results, index: int) -> list[bool]:
     """Whether each keypoint of an object is sure enough."""
-    return itertools.repeat(True) if results.keypoints_shown is None else iter(results.keypoints_shown[index].tolist())
+    if results.keypoints is None:
+        return []
+    return [True] * results.keypoints.shape[1] if results.keypoints_shown is None else results.keypoints_shown[index].tolist()
 
 
 def labelme_shapes(results: Results) -> Iterator[dict[str, Any]]:
@@ -245,7 +248,7 @@ def _labelme_points(results: Results, index: int) -> Iterator[dict[str, Any]]:
     assert results.keypoints is not None
     points = results.keypoints[index].tolist()
     names = results.skeleton.names if results.skeleton is not None else [f"keypoint_{k}" for k in range(len(points))]
-    for name, (x, y, score), shown in zip(names, points, _shown(results, index), strict=False):
+    for name, (x, y, score), shown in zip(names, points, _shown(results, index), strict=True):
         if shown:
             shape = {"label": name, "description": f"score {score:.4f}", "group_id": index + 1, "flags": {}}
             yield shape | {"shape_type": "point", "points": [[x, y]], "mask": None}

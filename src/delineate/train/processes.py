@@ -205,7 +205,7 @@ def _first_error_only(fabric: Fabric) -> Iterator[None]:
     board = own or store(host, port, is_master=False)
     try:
         yield
-    except Exception:
+    except Exception:  # of any kind: it is raised again, or this process ends with exit code 1, its error being another's echo
         try:
             failed_before = board.add("failed", 1) > 1
         except RuntimeError:  # the first process has the board, and is gone
