@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,18 @@ class TestLoader:
         assert torch.equal(plain(one.masks), plain(other.masks))
         assert other.crowd is not None
         assert other.crowd.tolist() == [False, True]
+
+    @pytest.mark.parametrize("group_aspect", [False, True])
+    def test_pictures_of_rare_classes_are_drawn_more_often(self, tmp_path: Path, group_aspect: bool) -> None:
+        """A class in one picture of eight, and a threshold of a half: sqrt(4) draws a round; a crowd of it draws none."""
+        rare = {"category_id": 2}
+        path = write_coco(tmp_path, [[{}], [{}, rare], [{}, rare | {"iscrowd": 1}], [], [{}], [{}], [{}], [{}]], (40, 40))
+        dataset = open_dataset(path)
+        data = {"path": str(path), "sampling": "repeat_factor", "repeat_threshold": 0.5, "group_aspect": group_aspect}
+        config = make_config(dataset, data=data, batch=3, steps_per_epoch=3 * 4)  # rounds of nine draws
+        loader = make_instance_loader(InstanceSet(dataset, dataset.records, config, CONVENTIONS, masks=False))
+        drawn = Counter(name for batch in loader for name in batch.names)
+        assert drawn == Counter({str(number): 8 if number == 2 else 4 for number in range(1, 9)})
 
     def test_is_the_same_for_any_number_of_workers_and_copy_paste_is_drawn(self, tmp_path: Path) -> None:
         dataset = open_dataset(make_blobs_dataset(tmp_path, 4, (40, 56), kind="instance", channels=3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from delineate.errors import ConfigError
+from delineate.losses.matching import CROWD_OVERLAP, sample_matches
 from delineate.models import create_model, list_models
 from delineate.models.mask_head import FCNMasks, MaskHead
 from delineate.models.regions import regions
-from delineate.models.rpn import Selection
+from delineate.models.rpn import Proposals, Selection
+from delineate.ops.boxes import box_area
 from delineate.ops.instances import Detections, InstanceTargets
 
 SMALL = {"encoder": "resnet18", "width": 16, "box_width": 16, "samples": 16}
@@ -156,6 +159,52 @@ def test_bad_targets_give_finite_losses() -> None:
         total.backward()
         assert total.isfinite()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_crowd_teaches_nothing() -> None:
+    """Nothing in it is positive or negative, nor is it learned from as an object: not its class, mask or keypoints."""
+    model = build("mask_keypoint_rcnn_resnet50_fpn", mask_convs=1, keypoint_convs=1).train()
+    model.positives = 100
+    model.sampler, model.rpn.sampler = (partial(sample_matches, count=9999, positive_fraction=p) for p in (0.0101, 0.5))
+    looked_at: list[Tensor] = []
+    model.box_regions.register_forward_pre_hook(lambda _, inputs: looked_at.append(inputs[1]))
+    images, region = make_pictures(model)[:1], torch.tensor([48.0, 0, 96, 64])
+    inside = torch.tensor([[50.0, 2, 60, 30], [48, 0, 96, 64], [60, 8, 96, 40], [40, 0, 90, 64]])
+    outside = torch.tensor([[6.0, 8, 40, 52], [2, 40, 20, 60], [30, 0, 60, 64]])
+    proposals = Proposals(torch.cat([inside, outside])[None], torch.ones(1, 7, dtype=torch.bool))
+    usual = InstanceTargets(*(field[:1] for field in make_targets(5) if field is not None))
+    usual.boxes[0, 1] = region
+    usual = usual._replace(crowd=torch.tensor([[False, True]]))
+
+    def learn(targets: InstanceTargets) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The gradient of every parameter, which anchors learn whether there is an object, and the regions of the heads."""
+        torch.manual_seed(0)
+        model.zero_grad()
+        maps = model.neck(model.encoder(images))
+        anchors = model.rpn(maps, SIZE)
+        for level in anchors:
+            level.logits.retain_grad()
+        torch.stack(list(model.losses(maps, anchors, proposals, targets).values())).sum().backward()
+        learning = torch.cat([level.logits.grad[0] != 0 for level in anchors])
+        return [p.grad for p in model.parameters()], learning, looked_at.pop()[:, 1:]
+
+    gradients, learning, rois = learn(usual)
+    boxes = torch.cat([level.anchors for level in model.rpn(model.neck(model.encoder(images)), SIZE)])
+    within = torch.cat([torch.maximum(boxes[:, :2], region[:2]), torch.minimum(boxes[:, 2:], region[2:])], 1)
+    covered = (within[:, 2:] - within[:, :2]).clamp(min=0).prod(1) >= CROWD_OVERLAP * box_area(boxes)
+    assert not learning[covered].any()
+    assert sorted(rois.tolist()) == sorted([*outside.tolist(), usual.boxes[0, 0].tolist()])
+    assert usual.masks is not None
+    assert usual.keypoints is not None
+    masks, keypoints = usual.masks.clone(), usual.keypoints.clone()
+    masks[0, 1] = ~masks[0, 1]
+    keypoints[0, 1] += 30
+    other, *_ = learn(usual._replace(labels=usual.labels + torch.tensor([[0, 1]]), masks=masks, keypoints=keypoints))
+    assert all(map(torch.equal, gradients, other))
+    _, without, rois = learn(usual._replace(valid=torch.tensor([[True, False]])))  # no crowd, but background
+    assert without[covered].all()
+    assert torch.equal(without[~covered], learning[~covered])
+    assert len(rois) == 8
 
 
 def test_inference_compiles_and_exports_whole() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from PIL import Image
 
 from _configs import QUICK
@@ -36,8 +38,10 @@ from delineate.predict.panoptic_scores import relabelled
 from delineate.train import train
 from delineate.train.build import prepare_dataset
 from delineate.train.instance_task import InstanceTask
+from delineate.train.optim import build_optimizer
 from delineate.train.planner import format_of
 from delineate.train.probe import InstanceProbe
+from delineate.train.step import training_step
 from delineate.weights import load_model, read_info
 from delineate.weights.coco import COCO_CLASSES, COCO_STUFF
 
@@ -295,6 +299,40 @@ class TestTraining:
     def test_probe_of_the_planner(self, dataset: Dataset) -> None:
         task = InstanceTask(make_config(dataset.root), dataset, model=None, fresh=False)
         assert InstanceProbe(task, (64, 64), 2, torch.device("cpu"), "fp32").memory().total(1) > 0
+
+
+WORST: dict[str, Scene] = {
+    "nothing": [],
+    "only a crowd": [(DOG, (10, 10, 90, 90), 1)],
+    "objects of a pixel": [*SKY_AND_GRASS, (CAT, (5, 5, 6, 6), 0), (DOG, (127, 127, 128, 128), 0)],
+    "stuff of a pixel": [(SKY, (64, 64, 65, 65), 0)],
+    "one object that fills the picture": [(CAT, (0, 0, 128, 128), 0)],
+    "all but a column covered": [(CAT, (8, 8, 60, 60), 0), (DOG, (9, 8, 60, 60), 0)],
+}
+
+
+def test_no_loss_or_gradient_of_the_worst_data_is_nan(tmp_path: Path) -> None:
+    dataset = open_dataset(write_panoptic(tmp_path, "train", WORST))
+    dataset = replace(dataset, splits={"train": dataset.records, "val": dataset.records})
+    config = make_config(tmp_path, batch=1, steps_per_epoch=None)
+    task = InstanceTask(config, dataset, model=None, fresh=False)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    model, optimizer = fabric.setup(task.model, build_optimizer(task.model, config.optimizer))
+    batches = list(task.loader(rank=0, world=1))
+    assert len(batches) == len(WORST)
+    usual = batches[0].targets
+    outside = torch.tensor([[[200.0, 200, 300, 300], [-9, -9, 0, 0], [60, 60, 900, 900]]])
+    rows = torch.ones(1, 3, dtype=torch.bool)
+    void = torch.full_like(usual.semantic, 255)
+    masks = torch.zeros(1, 3, *void.shape[1:], dtype=torch.bool)
+    beyond = usual._replace(boxes=outside, labels=rows.long(), valid=rows, crowd=~rows, masks=masks, semantic=void)
+    for batch in (*batches, replace(batches[0], names=("boxes outside, all void",), targets=beyond)):
+        result = training_step(fabric, model, optimizer, task.loss, [batch])
+        assert result.finite, (batch.names, result)
+        assert result.values.keys() >= {"semantic", "mask", "box"}
+        assert all(map(math.isfinite, result.values.values())), (batch.names, result)
+    assert all(p.isfinite().all() for p in task.model.parameters())
+    assert math.isfinite(task.measure(fabric)(task.model)["pq"])
 
 
 class Oracle(ScriptedDetector):

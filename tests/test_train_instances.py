@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,22 @@ def test_no_loss_or_gradient_of_the_worst_data_is_nan(worst: Dataset, options: d
     (batch,) = make_instance_loader(_pictures(task, worst, batch=len(WORST)))
     assert training_step(fabric, model, optimizer, task.loss, [batch]).finite
     assert set(task.measure(fabric)(task.model)) <= set(task.measure(fabric).names())
+
+
+def test_groups_are_normalised_where_the_config_says(data: Path) -> None:
+    """Encoder by `norm`; pyramid, box and mask head by `head_norm`; a step changes the scale of each."""
+    options = TINY | {"norm": "group", "head_norm": "group", "box_convs": 2, "box_fcs": 1}
+    config = make_config(data, model={"name": "mask_rcnn_resnet50_fpn", "options": options})
+    task = make_task(config, prepare_dataset(config.data), fresh=True)
+    assert not any("BatchNorm" in type(layer).__name__ for layer in task.model.modules())
+    norms = {name: layer for name, layer in task.model.named_modules() if isinstance(layer, nn.GroupNorm)}
+    parts = Counter(name.partition(".")[0] for name in norms)
+    assert parts == {"encoder": 20, "neck": 4 + 4, "box_head": 2, "mask_head": 1}
+    before = {name: layer.weight.detach().clone() for name, layer in norms.items()}
+    fabric = Fabric(accelerator="cpu", devices=1)
+    model, optimizer = fabric.setup(task.model, build_optimizer(task.model, config.optimizer))
+    assert training_step(fabric, model, optimizer, task.loss, [next(iter(task.loader(rank=0, world=1)))]).finite
+    assert [name for name, layer in norms.items() if torch.equal(layer.weight, before[name])] == []
 
 
 def test_fewer_bits_do_not_round_the_boxes_that_are_learned(data: Path) -> None:
