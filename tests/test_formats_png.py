@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -478,6 +479,34 @@ def test_split_is_deterministic_even_and_noted(tmp_path: Path) -> None:
     single = open_dataset(folder_of(tmp_path / "single", binary()))
     with pytest.raises(DataError, match="cannot be split"):
         split_dataset(single)
+
+
+@pytest.mark.parametrize("folders", ["test_data/images|test_data/masks", "test/image|test/label", "test_images|test_masks"])
+def test_a_lone_test_folder_is_the_data_set(tmp_path: Path, folders: str) -> None:
+    images, masks = folders.split("|")
+    for stem in "abcde":
+        put(tmp_path / images / f"{stem}.png")
+        put(tmp_path / masks / f"{stem}.png", binary())
+    dataset = open_dataset(tmp_path)
+    assert names(dataset) == {"test": list("abcde")}  # so that `eval --split test` goes on finding it
+    parts = split_dataset(dataset)
+    assert {split: len(records) for split, records in parts.splits.items()} == {"train": 4, "val": 1}
+    assert any("'test' is the only split with truth" in note for note in parts.notes)
+    bare = replace(dataset, splits={"test": tuple(replace(record, label_map=None) for record in dataset.splits["test"])})
+    with pytest.raises(DataError, match=r"has the splits test, but nothing to train on"):
+        split_dataset(bare)
+
+
+def test_a_picture_called_test_among_others_is_one_of_them(tmp_path: Path) -> None:
+    for stem in ("a", "b", "test"):
+        put(tmp_path / "images" / f"{stem}.png")
+        put(tmp_path / "masks" / f"{stem}.png", binary())
+    assert names(open_dataset(tmp_path)) == {"all": ["a", "b", "test"]}
+    for stem in ("train", "test"):
+        put(tmp_path / "stacks" / f"{stem}-volume.png")
+        put(tmp_path / "stacks" / f"{stem}-labels.png", binary())
+    put(tmp_path / "stacks" / "overview.png")
+    assert list(open_dataset(tmp_path / "stacks").splits) == ["train", "test", "all"]
 
 
 # Real data: the folders as people publish them.

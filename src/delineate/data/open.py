@@ -93,12 +93,13 @@ def _recognise_file(path: Path) -> str:
 def split_dataset(dataset: Dataset, val_fraction: float = 0.2) -> Dataset:
     """Return a data set that has "train" and "val": as it is if it has both, else with every n-th picture by name held back.
 
-    The choice depends on the names alone. Pictures of "test" and "unlabelled" are left where they are. Raises `DataError`
-    where fewer than two pictures have a truth.
+    The choice depends on the names alone. Pictures of "test" and "unlabelled" are left where they are, but a "test" that is
+    all there is and has truth is the data set itself. Raises `DataError` where fewer than two pictures have a truth.
     """
     if "train" in dataset.splits and "val" in dataset.splits:
         return dataset
-    source = next((name for name in ("train", "all", "val") if name in dataset.splits), None)
+    candidates = ("train", "all", "val", *(["test"] if _has_truth(dataset.splits.get("test", ())) else []))
+    source = next((name for name in candidates if name in dataset.splits), None)
     if source is None:
         seen = ", ".join(dataset.splits)
         raise DataError(f"{dataset.root}: has the splits {seen}, but nothing to train on; expected train/ or one folder")
@@ -110,5 +111,13 @@ def split_dataset(dataset: Dataset, val_fraction: float = 0.2) -> Dataset:
     train: tuple[Record, ...] = tuple(r for i, r in enumerate(records) if i not in held)
     val = tuple(r for i, r in enumerate(records) if i in held)
     rest = {name: members for name, members in dataset.splits.items() if name != source}
-    note = f"no validation split: {count} of {len(records)} pictures of '{source}', evenly spread by name, held back as 'val'"
-    return replace(dataset, splits={"train": train, "val": val, **rest}, notes=(*dataset.notes, note))
+    notes = [
+        f"no validation split: {count} of {len(records)} pictures of '{source}', evenly spread by name, held back as 'val'"
+    ]
+    if source == "test":
+        notes.insert(0, "'test' is the only split with truth and is trained on; nothing is kept aside to test")
+    return replace(dataset, splits={"train": train, "val": val, **rest}, notes=(*dataset.notes, *notes))
+
+
+def _has_truth(records: tuple[Record, ...]) -> bool:
+    return any(record.label_map is not None or record.instances is not None for record in records)

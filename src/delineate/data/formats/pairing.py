@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +47,7 @@ class Found:
     path: Path
     role: Role
     split: str | None
+    split_by_name: bool  # the file's own name tells the split, not a folder's
     folder: str  # the folders that say neither role nor split, joined by "/"
     stem: str
     core: str  # the stem without words such as "mask"
@@ -116,7 +117,15 @@ def _scan(root: Path) -> list[Found]:
         if (parts and _SECOND_OBSERVER.search(parts[-1])) or _is_field_of_view(Path(folder)):
             role = "skip"
         found += [_read_file_name(Path(folder, f), role, split, kept) for f in sorted(files) if is_image(Path(folder, f))]
-    return found
+    return _ignore_stray_words(found)
+
+
+def _ignore_stray_words(found: list[Found]) -> list[Found]:
+    """Take a picture called `test` among others whose names tell no split, and none "train", for one of them."""
+    told = {f.split for f in found if f.role == "image"}
+    if None not in told or "train" in told:
+        return found
+    return [replace(f, split=None) if f.split_by_name else f for f in found]
 
 
 def _leads_back(path: Path) -> bool:
@@ -136,8 +145,8 @@ def _read_file_name(path: Path, role: Role | None, split: str | None, folder: st
         core = re.sub(r"_0000$", "", core)  # nnU-Net numbers the channels of an image
     if role is None:
         role = "skip" if _SECOND_OBSERVER.search(path.stem) else told or "image"
-    split = split or _canonical_split(core)  # train-volume.tif and train-labels.tif
-    return Found(path, role, split, folder, path.stem, core)
+    own = None if split else _canonical_split(core)  # train-volume.tif and train-labels.tif
+    return Found(path, role, split or own, own is not None, folder, path.stem, core)
 
 
 def _match(images: list[Found], labels: list[Found]) -> list[Found | None]:
