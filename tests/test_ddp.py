@@ -93,7 +93,7 @@ def torchrun(data: Path, out: Path, **changes: Any) -> subprocess.Popen[str]:
     config.write_text(dump_config(make_config(data, **changes)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     environment = os.environ | {"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command += ["delineate.cli", "train", str(config), "--out", str(out)]
+    command += ["delineate", "train", str(config), "--out", str(out)]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
