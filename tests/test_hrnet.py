@@ -93,20 +93,21 @@ def test_published_size_and_cost() -> None:
 
 
 def test_the_pyramid_of_hrnet_averages_one_map(device: torch.device) -> None:
-    """As MMDetection 3.3 has it (necks/hrfpn.py), where squares fit: enlarge, concatenate, 1x1, mean, 3x3."""
+    """As MMDetection 3.3 has it (necks/hrfpn.py): enlarge, concatenate, 1x1, mean of whole squares, 3x3."""
     pyramid = HRFPN((2, 4, 8, 16), (4, 8, 16, 32), 6).to(device)
-    maps = [torch.randn(2, 2 * 2**i, 32 >> i, 64 >> i, device=device) for i in range(4)]
+    maps = [torch.randn(2, 2 * 2**i, 40 >> i, 72 >> i, device=device) for i in range(4)]
     enlarged = [maps[0], *(F.interpolate(x, scale_factor=2**i, mode="bilinear") for i, x in enumerate(maps[1:], start=1))]
     finest = pyramid.reduce(torch.cat(enlarged, 1))
     expected = [conv(F.avg_pool2d(finest, 2**i, 2**i)) for i, conv in enumerate(pyramid.output)]
     for found, level in zip(pyramid(maps), expected, strict=True):
         torch.testing.assert_close(found, level)
-    assert [x.shape[-2:] for x in pyramid([x[..., :1, :3] for x in maps])] == [(1, 3), (1, 2), (1, 1), (1, 1), (1, 1)]
+    assert [x.shape[-2:] for x in pyramid([x[..., :1, :3] for x in maps])] == [(1, 3), (1, 1), (1, 1), (1, 1), (1, 1)]
 
 
 def test_a_detector_stands_on_hrnet(device: torch.device) -> None:
     model: Any = create_model("mask_rcnn_hrnet_w32", 2, width=16, box_width=16, mask_convs=1).to(device).eval()
     assert isinstance(model.neck, HRFPN)
+    assert model.encoder.stage2[0].upsample == "nearest"
     detections = model(torch.randn(1, 3, 64, 96, device=device), None)
     assert detections.boxes.shape[-1] == 4
 
@@ -114,3 +115,5 @@ def test_a_detector_stands_on_hrnet(device: torch.device) -> None:
 def test_unknown_upsampling_is_refused() -> None:
     with pytest.raises(ConfigError, match="bilinear"):
         create_model("hrnet_w18_small", 3, width=2, upsample="cubic")
+    with pytest.raises(ConfigError, match="encoder 'resnet18' has no option 'upsample'"):
+        create_model("mask_rcnn_resnet50_fpn", 3, encoder="resnet18", upsample="bilinear")

@@ -262,32 +262,61 @@ def test_detectron2_panoptic_fpn_from_file_to_results(goldens: Path, real_data: 
 
 # --- MMDetection ----------------------------------------------------------------------------------------------------------
 
-MMDET_GAINS = {"rpn_cls": 0.3, "rpn_reg": 0.1, "fc_cls": 0.5, "fc_reg": 0.3, "conv_logits": 0.3}  # of the weights
-MMDET_BOXES = [
-    [141.022, 129.741, 197.754, 144.457],
-    [181.34, 43.868, 224.0, 139.714],
-    [150.302, 119.291, 217.077, 141.888],
-    [137.682, 143.194, 190.461, 157.788],
-    [140.727, 135.29, 191.879, 150.018],
-    [40.691, 14.503, 66.344, 81.351],
-    [179.24, 47.839, 209.236, 98.279],
-    [0.0, 78.968, 43.985, 117.147],
-]
-MMDET_SCORES = [0.13053, 0.12498, 0.12441, 0.11944, 0.11707, 0.11625, 0.11623, 0.11548]
-MMDET_LABELS = [70, 70, 52, 70, 70, 43, 52, 52]
-MMDET_AREAS = [76, 724, 15, 168, 134, 1004, 7, 28]
+MMDET_GAINS = {  # of the weights
+    "rpn_cls": 0.3,
+    "rpn_reg": 0.1,
+    "fc_cls": 0.5,
+    "fc_reg": 0.3,
+    "conv_logits": 0.3,
+    "reduction_conv": 0.1,
+}
+MMDET_R50 = {
+    "boxes": [
+        [141.022, 129.741, 197.754, 144.457],
+        [181.34, 43.868, 224.0, 139.714],
+        [150.302, 119.291, 217.077, 141.888],
+        [137.682, 143.194, 190.461, 157.788],
+        [140.727, 135.29, 191.879, 150.018],
+        [40.691, 14.503, 66.344, 81.351],
+        [179.24, 47.839, 209.236, 98.279],
+        [0.0, 78.968, 43.985, 117.147],
+    ],
+    "scores": [0.13053, 0.12498, 0.12441, 0.11944, 0.11707, 0.11625, 0.11623, 0.11548],
+    "labels": [70, 70, 52, 70, 70, 43, 52, 52],
+    "areas": [76, 724, 15, 168, 134, 1004, 7, 28],
+}
+MMDET_HRNET = {
+    "boxes": [
+        [33.722, 76.045, 209.009, 160.0],
+        [15.196, 38.207, 153.156, 83.398],
+        [26.86, 71.247, 166.346, 115.777],
+        [31.532, 82.06, 123.682, 110.674],
+        [3.173, 53.901, 146.408, 99.285],
+        [115.356, 8.031, 174.806, 112.924],
+        [66.685, 89.859, 154.917, 118.124],
+        [81.634, 46.005, 157.232, 70.771],
+    ],
+    "scores": [0.05526, 0.05039, 0.04997, 0.04879, 0.04878, 0.04837, 0.04735, 0.0469],
+    "labels": [8, 37, 37, 37, 37, 41, 37, 56],
+    "areas": [11474, 377, 296, 58, 396, 58, 196, 230],
+}
 
 
-def mmdet_names() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of MMDetection's R50-FPN."""
-    from torchvision.models import resnet50
+def mmdet_names(encoder: str = "resnet50") -> dict[str, tuple[int, ...]]:
+    """Names and shapes of MMDetection's R50-FPN, or of HRNet-W18 with HRFPN; timm names the layers of HRNet alike."""
+    import timm
 
     with torch.device("meta"):
-        body = {name: tuple(x.shape) for name, x in resnet50().state_dict().items() if not name.startswith("fc.")}
-    names = {f"backbone.{name}": shape for name, shape in body.items()}
+        body = timm.create_model(encoder).state_dict()
+    ahead = ("fc.", "classifier.", "incre_modules.", "downsamp_modules.", "final_layer.")
+    names = {f"backbone.{name}": tuple(x.shape) for name, x in body.items() if not name.startswith(ahead)}
+    necks = {
+        "resnet50": {f"neck.lateral_convs.{i}.conv": (256, 256 * 2**i, 1, 1) for i in range(4)},
+        "hrnet_w18": {"neck.reduction_conv.conv": (256, 18 + 36 + 72 + 144, 1, 1)},
+    }
     layers = {
-        **{f"neck.lateral_convs.{i}.conv": (256, 256 * 2**i, 1, 1) for i in range(4)},
-        **{f"neck.fpn_convs.{i}.conv": (256, 256, 3, 3) for i in range(4)},
+        **necks[encoder],
+        **{f"neck.fpn_convs.{i}.conv": (256, 256, 3, 3) for i in range(4 if encoder == "resnet50" else 5)},
         "rpn_head.rpn_conv": (256, 256, 3, 3),
         "rpn_head.rpn_cls": (3, 256, 1, 1),
         "rpn_head.rpn_reg": (12, 256, 1, 1),
@@ -304,28 +333,43 @@ def mmdet_names() -> dict[str, tuple[int, ...]]:
     return names
 
 
-def test_mmdetection_computes_the_same(goldens: Path, real_data: Path, tmp_path: Path) -> None:
+def mmdet_file(goldens: Path, path: Path, encoder: str) -> Path:
     value = load_fill(goldens).value
-    state = {name: value(name, shape) for name, shape in mmdet_names().items()}
+    state = {name: value(name, shape) for name, shape in mmdet_names(encoder).items()}
     for name, tensor in state.items():
         if name.endswith("weight"):
-            tensor *= MMDET_GAINS.get(name.split(".")[-2], 1.0)
-    path = save(tmp_path / "epoch_12.pth", {"meta": {"epoch": 12}, "state_dict": state})
+            tensor *= MMDET_GAINS.get(name.removesuffix(".conv.weight").removesuffix(".weight").split(".")[-1], 1.0)
+    return save(path, {"meta": {"epoch": 12}, "state_dict": state})
+
+
+def assert_finds_what_mmdetection_finds(model: Any, real_data: Path, expected: dict[str, Any]) -> None:
+    picture = Image.open(real_data / "coco2017_mini" / "val2017" / "000000000872.jpg").convert("RGB")
+    crop = torch.from_numpy(np.array(picture)[200:360, 200:424]).permute(2, 0, 1).float()
+    mean, std = (torch.tensor(v)[:, None, None] * 255 for v in (model.conventions.mean, model.conventions.std))
+    model.score_threshold = 0.02
+    with torch.no_grad():
+        found = model(((crop - mean) / std)[None])
+    torch.testing.assert_close(found.boxes[0, :8], torch.tensor(expected["boxes"]), rtol=0, atol=0.01)
+    torch.testing.assert_close(found.scores[0, :8], torch.tensor(expected["scores"]), rtol=0, atol=2e-5)
+    assert found.labels[0, :8].tolist() == expected["labels"]
+    areas = (paste_masks(found.masks[0, :8], found.boxes[0, :8], (160, 224)) >= 0.5).flatten(1).sum(1)
+    assert (areas - torch.tensor(expected["areas"])).abs().max() <= 1
+
+
+def test_mmdetection_computes_the_same(goldens: Path, real_data: Path, tmp_path: Path) -> None:
+    path = mmdet_file(goldens, tmp_path / "epoch_12.pth", "resnet50")
     with pytest.raises(
         ConfigError, match="say which: source=mmdet arch=mask_rcnn_r50_fpn; source=mmdet arch=mask_rcnn_r50_caffe"
     ):
         import_checkpoint(path)
-    model: Any = import_checkpoint(path, arch="mask_rcnn_r50_fpn")
-    picture = Image.open(real_data / "coco2017_mini" / "val2017" / "000000000872.jpg").convert("RGB")
-    crop = torch.from_numpy(np.array(picture)[200:360, 200:424]).permute(2, 0, 1).float()
-    mean, std = (torch.tensor(v)[:, None, None] * 255 for v in (model.conventions.mean, model.conventions.std))
-    with torch.no_grad():
-        found = model(((crop - mean) / std)[None])
-    torch.testing.assert_close(found.boxes[0, :8], torch.tensor(MMDET_BOXES), rtol=0, atol=0.01)
-    torch.testing.assert_close(found.scores[0, :8], torch.tensor(MMDET_SCORES), rtol=0, atol=2e-5)
-    assert found.labels[0, :8].tolist() == MMDET_LABELS
-    areas = (paste_masks(found.masks[0, :8], found.boxes[0, :8], (160, 224)) >= 0.5).flatten(1).sum(1)
-    assert (areas - torch.tensor(MMDET_AREAS)).abs().max() <= 1
+    assert_finds_what_mmdetection_finds(import_checkpoint(path, arch="mask_rcnn_r50_fpn"), real_data, MMDET_R50)
+
+
+def test_mmdetections_hrnet_computes_the_same(goldens: Path, real_data: Path, tmp_path: Path) -> None:
+    """160 pixels are 2.5 cells of the coarsest map, of which MMDetection keeps 2."""
+    model: Any = import_checkpoint(mmdet_file(goldens, tmp_path / "hrnet.pth", "hrnet_w18"))
+    assert model.extra["imported"]["arch"] == "mask_rcnn_hrnetv2p_w18"
+    assert_finds_what_mmdetection_finds(model, real_data, MMDET_HRNET)
 
 
 def test_mmdetections_caffe_style() -> None:

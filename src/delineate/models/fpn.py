@@ -57,7 +57,8 @@ class HRFPN(nn.Module):
     """The pyramid of HRNet (HRNetV2p, Wang et al. 2020): all branches as one map of the finest size, averaged to each level.
 
     The branches are enlarged to the finest and concatenated, a 1x1 convolution gives them `channels`; each level is the mean
-    over squares of 1, 2, 4, 8 and 16 pixels (at the borders over what there is of them), through a 3x3 convolution of its own.
+    over squares of 1, 2, 4, 8 and 16 pixels, through a 3x3 convolution of its own. As in the authors' code, what does not fill
+    a square at the right and lower border is left out; squares are not larger than the map.
     """
 
     def __init__(
@@ -77,8 +78,9 @@ class HRFPN(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Return the pyramid of the encoder's maps, finest first: (B, channels, H / reductions[i], W / reductions[i])."""
         finest = self.reduce(concatenate(features, align_corners=False))  # (B, C, H / 4, W / 4)
-        squares = [reduction // self.reductions[0] for reduction in self.reductions]
-        means = [finest if side == 1 else F.avg_pool2d(finest, side, ceil_mode=True) for side in squares]
+        height, width = finest.shape[-2:]
+        sides = [reduction // self.reductions[0] for reduction in self.reductions]
+        means = [F.avg_pool2d(finest, (min(side, height), min(side, width))) for side in sides]
         return [conv(x) for conv, x in zip(self.output, means, strict=True)]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from delineate.errors import ConfigError
 from delineate.models.backbones.hrnet import HRNet
-from delineate.models.backbones.named import named_encoder
+from delineate.models.backbones.named import HRNETS, named_encoder
 from delineate.models.backbones.resnet import ResNet
 from delineate.models.backbones.timm import TimmEncoder
 from delineate.models.box_head import BoxHead, BoxLayers, MeanLayers
@@ -41,6 +41,7 @@ def mask_rcnn_fpn(
     norm: str = "batch",
     norm_eps: float = 1e-5,
     stride_in_1x1: bool = False,
+    upsample: str = "nearest",
     frozen_stages: int = 0,
     pretrained: bool = False,
     pyramid: str = "fpn",
@@ -76,6 +77,8 @@ def mask_rcnn_fpn(
         norm: of the encoder, "batch", "frozen", "group" or "instance"; published weights are fine-tuned with "frozen".
         norm_eps: what batch normalisation adds to the variance; 0 for torchvision's first weights.
         stride_in_1x1: where a bottleneck has its stride, as in the networks that Microsoft published.
+        upsample: how HRNet enlarges its branches before they are added: "nearest", as in detectors and classifiers, or
+            "bilinear", as in networks of classes.
         frozen_stages: never train the first of stem, layer1, layer2 ...
         pretrained: start the encoder from timm's ImageNet weights.
         pyramid: "fpn", or "hrfpn", which HRNet was published with.
@@ -106,7 +109,7 @@ def mask_rcnn_fpn(
     if num_keypoints and convention == "detectron2":
         chosen = replace(chosen, proposals_in_training=1500, box_beta=0.5)  # of its keypoint networks
     make_norm = None if head_norm == "none" else choose(NORMS, head_norm, "head_norm")
-    body = _encoder(encoder, in_channels, norm, norm_eps, stride_in_1x1, frozen_stages, pretrained)
+    body = _encoder(encoder, in_channels, norm, norm_eps, stride_in_1x1, frozen_stages, pretrained, upsample)
     if tuple(body.reductions[-4:]) != (4, 8, 16, 32):
         raise ConfigError(f"encoder '{encoder}' has maps at {list(body.reductions)}, the pyramid needs 4, 8, 16 and 32")
     if len(anchors) != 5:
@@ -207,7 +210,14 @@ def mask_rcnn_c4(
 
 
 def _encoder(
-    name: str, in_channels: int, norm: str, eps: float, stride_in_1x1: bool, frozen_stages: int, pretrained: bool
+    name: str,
+    in_channels: int,
+    norm: str,
+    eps: float,
+    stride_in_1x1: bool,
+    frozen_stages: int,
+    pretrained: bool,
+    upsample: str = "nearest",
 ) -> ResNet | HRNet | TimmEncoder:
     make_norm = choose(NORMS, norm, "norm")
     if eps != 1e-5:
@@ -217,6 +227,8 @@ def _encoder(
             raise ConfigError(f"norm_eps is {eps}, with which norm 'batch' cannot learn; keep 'frozen', or set norm_eps=1e-5")
         make_norm = partial(make_norm, eps=eps)  # type: ignore[call-arg]
     options: dict[str, Any] = {"stride_in_1x1": True} if stride_in_1x1 else {}
+    if name in HRNETS or upsample != "nearest":
+        options["upsample"] = upsample
     body = named_encoder(name, in_channels, norm=make_norm, pretrained=pretrained, **options)
     if frozen_stages:
         if not isinstance(body, ResNet):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from delineate.models.backbones.named import HRNETS
+from delineate.weights import hrnet
 from delineate.weights.coco import class_names
 from delineate.weights.conventions import Conventions, Resize
 from delineate.weights.encoders import recognise_resnet
@@ -16,6 +18,7 @@ from delineate.weights.importer import Imported, Importer, Rule, State, rename
 RULES: list[Rule] = [
     (r"data_preprocessor\.(?:mean|std)", None),
     (r"backbone\.(.+)", r"encoder.\1"),
+    (r"neck\.reduction_conv\.conv\.(.+)", r"neck.reduce.0.\1"),
     (r"neck\.lateral_convs\.(\d)\.conv\.(.+)", r"neck.lateral.\1.0.\2"),
     (r"neck\.fpn_convs\.(\d)\.conv\.(.+)", r"neck.output.\1.0.\2"),
     (r"rpn_head\.rpn_conv\.(.+)", r"rpn.head.convs.0.0.\1"),
@@ -37,6 +40,7 @@ STYLES = {
     "resnet50": {"r50_fpn": PYTORCH, "r50_caffe_fpn": CAFFE},
     "resnet101": {"r101_fpn": PYTORCH, "r101_caffe_fpn": CAFFE},
     "resnext101_32x8d": {"x101_32x8d_fpn": RESNEXT_32X8D},
+    **{name: {name.replace("hrnet", "hrnetv2p"): PYTORCH} for name in HRNETS},
 }  # by encoder: the configurations that have it. The "caffe" ones have a bottleneck's stride in its first convolution
 
 
@@ -45,13 +49,20 @@ def recognise(state: State) -> Sequence[str]:
     if "rpn_head.rpn_cls.weight" not in state or "roi_head.bbox_head.fc_cls.weight" not in state:
         return []
     task = "mask_rcnn" if "roi_head.mask_head.conv_logits.weight" in state else "faster_rcnn"
-    return [f"{task}_{style}" for style in STYLES.get(recognise_resnet(state, "backbone.") or "", {})]
+    return [f"{task}_{style}" for style in STYLES.get(recognise_encoder(state) or "", {})]
+
+
+def recognise_encoder(state: State) -> str | None:
+    """A ResNet under FPN or an HRNet under HRFPN; None: neither."""
+    if "neck.reduction_conv.conv.weight" in state:
+        return hrnet.backbone_name(state, "backbone.")
+    return recognise_resnet(state, "backbone.")
 
 
 def convert(state: State, arch: str, num_classes: int | None) -> Imported:
     """Make a detector ours; what goes in, and where the strides are, follows from `arch`."""
     renamed = rename(state, RULES)
-    encoder = recognise_resnet(state, "backbone.")
+    encoder = recognise_encoder(state)
     task, _, style = arch.partition("_rcnn_")
     options: dict[str, Any] = {
         "encoder": encoder,
@@ -62,7 +73,8 @@ def convert(state: State, arch: str, num_classes: int | None) -> Imported:
     }
     classes = len(renamed["box_head.classifier.bias"]) - 1
     conventions = STYLES[encoder or ""][style]
-    return Imported("mask_rcnn_resnet50_fpn", classes, renamed, class_names(classes), conventions, options)
+    model = "mask_rcnn_hrnet_w32" if encoder in HRNETS else "mask_rcnn_resnet50_fpn"
+    return Imported(model, classes, renamed, class_names(classes), conventions, options)
 
 
 IMPORTER = Importer("mmdet", recognise, convert)

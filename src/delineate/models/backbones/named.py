@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from delineate.models.norms import Norm
 OWN_ENCODERS: dict[str, Callable[..., ResNet | HRNet]] = {
     "hrnet_w18": partial(hrnet, 18),
     "hrnet_w32": partial(hrnet, 32),
+    "hrnet_w40": partial(hrnet, 40),
     "hrnet_w48": partial(hrnet, 48),
     "resnet18": partial(resnet, 18),
     "resnet34": partial(resnet, 34),
@@ -33,6 +35,7 @@ OWN_ENCODERS: dict[str, Callable[..., ResNet | HRNet]] = {
     "resnext50_32x4d": partial(resnet, 50, groups=32, width_per_group=4),
     "resnext101_32x8d": partial(resnet, 101, groups=32, width_per_group=8),
 }
+HRNETS = tuple(name for name in OWN_ENCODERS if name.startswith("hrnet_"))
 TIMM_NAMES = {
     "resnest14": "resnest14d",
     "resnest26": "resnest26d",
@@ -55,12 +58,13 @@ def named_encoder(
     """Build our own encoder `name` with its `options`, or timm's; `pretrained` starts from timm's weights of ImageNet.
 
     `dilate` tells for the last but one and the last halving of the map whether dilations take its place.
-    Raises `ConfigError` for a name that neither knows, and for a timm encoder with another `norm` than its own, batch
-    normalisation, or with options.
+    Raises `ConfigError` for a name that neither knows, for an option that the encoder does not have, and for a timm encoder
+    with another `norm` than its own, batch normalisation.
     """
     if name in OWN_ENCODERS:
         if any(dilate):
             options["dilate"] = dilate
+        _check_options(name, options)
         encoder = OWN_ENCODERS[name](in_channels, norm=norm, **options)
         if pretrained:
             load_timm_weights(encoder, TIMM_NAMES.get(name, name), in_channels)
@@ -69,3 +73,10 @@ def named_encoder(
         asked = ", ".join([f"norm {getattr(norm, '__name__', norm)}", *options])
         raise ConfigError(f"encoder '{name}' is timm's and keeps its own layers ({asked}); try {', '.join(OWN_ENCODERS)}")
     return timm_encoder(name, in_channels, output_stride=32 >> sum(dilate) if any(dilate) else None, pretrained=pretrained)
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    known = inspect.signature(OWN_ENCODERS[name]).parameters
+    for option, value in options.items():
+        if option not in known:
+            raise ConfigError(f"encoder '{name}' has no option '{option}' (here {value!r}); leave it away")
