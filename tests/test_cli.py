@@ -81,5 +81,5 @@ def test_flag_wins_over_file_and_file_over_default(tmp_path: Path, monkeypatch: 
 
 
 def test_module_runs_as_a_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "delineate.cli", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "delineate", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == __import__("delineate").__version__

@@ -362,7 +362,3 @@ def _explain_system_error(error: MemoryError | OSError) -> str:
 def _fail(message: str, code: int) -> int:
     print(f"delineate: {message}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    main()
