@@ -80,6 +80,26 @@ def test_flag_wins_over_file_and_file_over_default(tmp_path: Path, monkeypatch: 
     assert seen["out"] == Path("runs/pictures-unet")
 
 
+def test_what_wins_over_a_plan_is_said_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import delineate.train
+    from delineate.config import build_config
+    from delineate.data.synthetic import make_blobs_dataset
+    from delineate.train import planner
+    from delineate.train.plan import Plan
+
+    seen = []
+    monkeypatch.setattr(planner, "plan", lambda *_, **__: Plan(build_config({"data": {"path": "x"}, "epochs": 40}), {}))
+    monkeypatch.setattr(delineate.train, "train", lambda config, *_, **__: seen.append(config.epochs) or sys.exit(9))
+    data = str(make_blobs_dataset(tmp_path, 1, 8))
+    for flags in (["--epochs", "2", "--set", "batch=1"], []):
+        with pytest.raises(SystemExit):
+            run(["train", "--data", data, *flags])
+    assert seen == [2, 40]
+    assert capsys.readouterr().out.count("\ninstead, as asked for: epochs 2, batch 1\n") == 1
+
+
 def test_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "delineate", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == __import__("delineate").__version__

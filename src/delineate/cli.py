@@ -257,6 +257,8 @@ def _planned(
     proposal = make_plan(dataset, path=data, device=device or "auto", minutes=minutes, model=model)
     if not quiet:
         proposal.print()
+        if asked := [f"{key} {value}" for key, value in changed.items() if not key.startswith("data.")]:
+            print(f"instead, as asked for: {', '.join(asked)}")
     return proposal, build_config(proposal.config.model_dump(mode="json"), changed, source="flags")
 
 
