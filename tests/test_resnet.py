@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -13,7 +14,8 @@ import torchvision
 from torch import nn
 
 from _networks import assert_maps_and_gradients_are_those_of, shapes_of
-from delineate.models.backbones.resnet import resnet
+from delineate.models.backbones.resnest import resnest
+from delineate.models.backbones.resnet import ResNet, resnet
 from delineate.models.norms import FrozenBatchNorm2d
 
 
@@ -95,6 +97,19 @@ def test_options_of_the_build() -> None:
     maps = short(torch.randn(1, 1, 32, 32))
     assert len(maps) == 4
     assert last(maps[-1]).shape == (1, 512, 1, 1)
-    identity = resnet(50, zero_init=True).get_submodule("layer1.1").eval()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "identity"),
+    [
+        (partial(resnet, 50), False),
+        (partial(resnet, 50, zero_init=True), True),
+        (partial(resnet, 50, zero_init=True, norm=FrozenBatchNorm2d), False),  # its scale would stay 0 for ever
+        (partial(resnest, 26), True),  # as its authors train it
+        (partial(resnest, 26, zero_init=False), False),
+    ],
+)
+def test_blocks_begin_as_the_identity(encoder: Callable[[], ResNet], identity: bool) -> None:
     x = torch.rand(1, 256, 8, 8)
-    assert torch.equal(identity(x), x)
+    block = encoder().get_submodule("layer1.1").eval()
+    assert torch.equal(block(x), x) == identity

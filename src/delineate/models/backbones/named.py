@@ -34,6 +34,7 @@ OWN_ENCODERS: dict[str, Callable[..., ResNet | HRNet]] = {
     "resnest269": partial(resnest, 269),
     "resnext50_32x4d": partial(resnet, 50, groups=32, width_per_group=4),
     "resnext101_32x8d": partial(resnet, 101, groups=32, width_per_group=8),
+    "wide_resnet50_2": partial(resnet, 50, width_per_group=128),
 }
 HRNETS = tuple(name for name in OWN_ENCODERS if name.startswith("hrnet_"))
 TIMM_NAMES = {

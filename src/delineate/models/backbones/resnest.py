@@ -134,6 +134,7 @@ def resnest(
     pool_first: bool = False,
     dilate: tuple[bool, bool] = (False, False),
     dilation: str = "published",
+    zero_init: bool = True,
 ) -> ResNet:
     """Build the ResNeSt of `depth` 14, 26, 50, 101, 200 or 269 layers, without its classifier.
 
@@ -148,6 +149,8 @@ def resnest(
         dilate: for the third and the fourth stage, whether its stride becomes a dilation of all later convolutions.
         dilation: how the first block of a dilated stage pools, with the same weights: "published" means 3x3 pixels after the
             split attention and nothing in the shortcut, "timm" 2x2 pixels in the shortcut only.
+        zero_init: start each block as the identity, with 0 as the scale of its last normalisation (Goyal et al. 2017), as the
+            authors trained theirs.
     """
     make_block = partial(
         SplitAttentionBlock,
@@ -162,5 +165,5 @@ def resnest(
     stem_channels = 2 * STEM_WIDTHS[depth]
     layers, channels, reductions = build_stages(stem_channels, BLOCKS[depth], make_block, dilate=dilate)
     model = ResNet(stem, norm(stem_channels), layers, (stem_channels, *channels), (2, *reductions))
-    initialize_residual(model, zero_init=False)
+    initialize_residual(model, zero_init=zero_init)
     return model

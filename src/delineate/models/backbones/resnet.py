@@ -212,10 +212,14 @@ def build_stages(
 
 
 def initialize_residual(model: nn.Module, *, zero_init: bool) -> None:
-    """Draw each convolution's weights from N(0, 2 / N), N its outgoing values (He et al. 2015); `zero_init` as for `resnet`."""
+    """Draw each convolution's weights from N(0, 2 / N), N its outgoing values (He et al. 2015); `zero_init` as for `resnet`.
+
+    A frozen normalisation keeps its scale: from 0 it could never learn.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if zero_init and isinstance(module, (BasicBlock, Bottleneck)):
-            last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
-            nn.init.zeros_(last.get_parameter("weight"))
+        if zero_init and isinstance(module, Block):
+            scale = module.get_submodule("bn2" if isinstance(module, BasicBlock) else "bn3").weight
+            if isinstance(scale, nn.Parameter):
+                nn.init.zeros_(scale)
