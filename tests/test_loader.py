@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -288,6 +289,9 @@ def test_workers_end_with_a_killed_process(tmp_path: Path) -> None:
         assert process.stdout.readline() == b"running\n"
         workers = psutil.Process(process.pid).children(recursive=True)
         assert len(workers) >= 2
+        forked = [worker.pid for worker in workers if any("forkserver" in word for word in worker.cmdline())]
+        assert len(forked) >= 2
+        assert os.getpgid(process.pid) not in map(os.getpgid, forked)  # a signal to our group, as torchrun's, spares them
         process.kill()
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive

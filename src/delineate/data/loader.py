@@ -327,7 +327,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # torch is imported once, not once a worker
+    context.set_forkserver_preload(["delineate.data.fork_server", __name__])  # torch is imported once, not once a worker
     return context
 
 
