@@ -97,6 +97,48 @@ def test_a_file_of_smps_unet(tmp_path: Path) -> None:
         assert torch.equal(dl.load_model(tmp_path / "ours.safetensors")(x), ours(x))
 
 
+@pytest.mark.parametrize(
+    ("network", "options", "choices", "arch"),
+    [
+        ("Unet", {"encoder_depth": 4, "decoder_channels": (32, 16, 8, 4)}, {}, "unet_resnet18"),
+        ("FPN", {"encoder_name": "tu-resnet18d", "decoder_pyramid_channels": 32}, {}, "fpn_resnet18d"),
+        ("Unet", {"encoder_name": "tu-mobilenetv3_small_050"}, {"encoder": "tu-mobilenetv3_small_050"}, "unet"),
+    ],
+)
+def test_other_files_of_smp(network: str, options: Any, choices: Any, arch: str, tmp_path: Path) -> None:
+    theirs: Any = getattr(smp, network)(**{"encoder_name": "resnet18", **options}, encoder_weights=None, classes=3)
+    randomize(theirs)
+    path = save(theirs.state_dict(), tmp_path)
+    ours: Any = import_checkpoint(path, **choices)
+    assert ours.extra["imported"]["arch"] == arch
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        assert_close(ours(x), theirs.eval()(x))
+    if choices:
+        with pytest.raises(ConfigError, match="encoder is not known: it is one of timm's"):
+            import_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        ("UnetPlusPlus", {}, r"this is smp's unetplusplus, which we do not have; of smp's networks unet, fpn, .* are read"),
+        ("MAnet", {}, "this is smp's manet"),
+        ("FPN", {"decoder_merge_policy": "cat"}, "decoder_merge_policy='cat'; only the sum"),
+        ("FPN", {"encoder_depth": 4}, "with an encoder_depth below 5 .it reads 256 channels, the encoder's last map has 512"),
+        ("Unet", {"decoder_attention_type": "scse"}, "with decoder_attention_type='scse', which ours does not have"),
+        ("Unet", {"encoder_name": "vgg11_bn"}, r"encoder that is not read \(encoder\.features\.0\.weight \.\.\.\)"),
+    ],
+)
+def test_what_is_not_read_of_smp(network: str, options: Any, message: str) -> None:
+    with torch.device("meta"):
+        theirs: Any = getattr(smp, network)(**{"encoder_name": "resnet18", **options}, encoder_weights=None, classes=3)
+    (guess,) = recognise(theirs.state_dict())
+    assert guess.archs[0].startswith(network.lower())
+    with pytest.raises(ConfigError, match=message):
+        guess.importer.convert(theirs.state_dict(), guess.archs[0], None)
+
+
 def test_a_file_of_torchvisions_fcn(tmp_path: Path) -> None:
     theirs: Any = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=21)
     ours: Any = import_checkpoint(save(theirs.state_dict(), tmp_path))
@@ -112,6 +154,7 @@ def test_a_file_of_torchvisions_fcn(tmp_path: Path) -> None:
     ("name", "source", "arch", "prefix"),
     [
         ("resnet18", None, "unet_resnet18", "encoder."),
+        ("resnet18d", None, "unet_resnet18d", "encoder.net."),
         ("resnest14d", "timm", "deeplabv3_resnest14", "encoder."),
         ("resnest14d", "resnest", "semantic_fpn_resnest14", "encoder."),
     ],
@@ -121,8 +164,9 @@ def test_a_classifier_starts_a_network(name: str, source: str | None, arch: str,
     randomize(theirs)
     path = save(theirs.state_dict(), tmp_path)
     ours: Any = import_checkpoint(path, source, arch, 2)
-    encoder = ours.encoder.state_dict()
-    assert all(torch.equal(encoder[key], x) for key, x in theirs.state_dict().items() if not key.startswith("fc."))
+    assert all(
+        torch.equal(ours.state_dict()[prefix + key], x) for key, x in theirs.state_dict().items() if not key.startswith("fc.")
+    )
     assert ours.architecture["options"].get("dilation", "published") == ("timm" if arch.startswith("deeplab") else "published")
     assert ours.eval()(torch.randn(1, 3, 40, 40)).shape == (1, 2, 40, 40)
     with pytest.raises(ConfigError, match="num_classes is not known"):

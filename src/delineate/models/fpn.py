@@ -19,7 +19,8 @@ class FPN(nn.Module):
     """A pyramid of maps with `channels` channels each over an encoder's maps, and one level more, half as large as the last.
 
     `in_channels` and `reductions` are those of the encoder's maps, each half the size of the one before. `extra`: the level on
-    top takes every second value of the last ("pool", as in the paper), or is a 3x3 convolution of it ("conv").
+    top takes every second value of the last ("pool", as in the paper), or is a 3x3 convolution of it ("conv"). Without `smooth`
+    there is no 3x3 convolution of each merged map.
     """
 
     def __init__(
@@ -30,12 +31,15 @@ class FPN(nn.Module):
         *,
         norm: Norm | None = None,
         extra: Extra = "pool",
+        smooth: bool = True,
     ) -> None:
         super().__init__()
         self.channels = channels
         self.reductions = (*reductions, 2 * reductions[-1])
         self.lateral = nn.ModuleList([conv_layers(c, channels, 1, norm=norm) for c in in_channels])
-        self.output = nn.ModuleList([conv_layers(channels, channels, 3, norm=norm) for _ in in_channels])
+        self.output = nn.ModuleList(
+            [conv_layers(channels, channels, 3, norm=norm) if smooth else nn.Identity() for _ in in_channels]
+        )
         self.extra = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if extra == "conv" else nn.MaxPool2d(1, stride=2)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

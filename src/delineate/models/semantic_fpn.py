@@ -13,10 +13,12 @@ class SemanticBranch(nn.Module):
     """Brings each map of a pyramid to the size of the finest, by steps of a 3x3 convolution and bilinear doubling, and sums.
 
     `reductions` are those of the maps, finest first, each twice the one before; all have `in_channels` channels. Maps that the
-    pyramid has beyond them are not used.
+    pyramid has beyond them are not used. `align_corners` is of the doublings.
     """
 
-    def __init__(self, in_channels: int, reductions: Sequence[int], channels: int, *, norm: Norm) -> None:
+    def __init__(
+        self, in_channels: int, reductions: Sequence[int], channels: int, *, norm: Norm, align_corners: bool = False
+    ) -> None:
         super().__init__()
         self.levels = nn.ModuleList()
         for reduction in reductions:
@@ -27,7 +29,7 @@ class SemanticBranch(nn.Module):
                 level.append(norm(channels))
                 level.append(nn.ReLU(inplace=True))
                 if doublings:
-                    level.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+                    level.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=align_corners))
             self.levels.append(level)
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:

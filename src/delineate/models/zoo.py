@@ -13,6 +13,7 @@ from torch import nn
 from delineate.errors import ConfigError, suggest
 from delineate.models.backbones.named import named_encoder
 from delineate.models.backbones.plain import PlainEncoder
+from delineate.models.backbones.resnet import ResNet
 from delineate.models.blocks import NearestConv, bilinear_conv, initialize, transpose_conv
 from delineate.models.instance import InstanceModel
 from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention
@@ -34,6 +35,7 @@ def unet(
     *,
     in_channels: int = 3,
     encoder: str = "plain",
+    encoder_depth: int = 5,
     width: int = 32,
     depth: int = 5,
     max_width: int = 512,
@@ -54,6 +56,7 @@ def unet(
         in_channels: 1 for grey pictures, 3 for RGB.
         encoder: "plain", two convolutions a level, "resnet34", "resnest50" and the like of ours, or any network of timm that
             returns feature maps.
+        encoder_depth: how often our encoders (but the plain one) halve the picture: with 4 they lack their last stage.
         width: channels of the plain encoder's first level; each level has twice those of the one before.
         depth: levels of the plain encoder.
         max_width: most channels of a level of the plain encoder.
@@ -79,6 +82,7 @@ def unet(
         widths, head_size = decoder_channels or levels[-2::-1], 1
     else:
         body = named_encoder(encoder, in_channels, pretrained=pretrained)
+        _shorten(body, encoder, encoder_depth)
         steps = body.reductions[-1].bit_length() - 1
         widths, head_size = decoder_channels or (256, 128, 64, 32, 16)[-steps:], 3
     if len(widths) != (steps := body.reductions[-1].bit_length() - 1):
@@ -93,6 +97,16 @@ def unet(
     for module in (head, *auxiliary_heads):
         initialize(module, 1.0)  # nothing follows that would halve the variance
     return UNet(body, decoder, head, auxiliary_heads)
+
+
+def _shorten(body: nn.Module, name: str, depth: int) -> None:
+    """Leave out the last stages of an encoder, so that it halves the picture `depth` times; 5 leaves it as it is."""
+    if depth == 5:
+        return
+    if not isinstance(body, ResNet) or not 2 <= depth < 5:
+        raise ConfigError(f"encoder_depth is {depth}, but encoder '{name}' cannot; a ResNet of ours can have 2, 3, 4 or 5")
+    for _ in range(5 - depth):
+        body.take_last()
 
 
 def _plain_levels(width: int, depth: int, max_width: int, pretrained: bool) -> list[int]:

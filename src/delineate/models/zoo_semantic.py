@@ -22,6 +22,7 @@ from delineate.models.semantic_fpn import SemanticBranch
 DILATE = {8: (True, True), 16: (False, True), 32: (False, False)}  # the third and fourth stage, for an output stride
 RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}  # the same distances in pixels of the picture
 PLUS_VARIANTS = {"paper": (0, 2), "smp": (1, 1)}  # 3x3 convolutions before and after the concatenation
+SMOOTH_VARIANTS = {"paper": True, "smp": False}  # whether each map of a pyramid has a 3x3 convolution of its own
 
 
 def fcn(
@@ -173,6 +174,9 @@ def semantic_fpn(
     norm: str = "batch",
     pyramid_channels: int = 256,
     channels: int = 128,
+    variant: str = "paper",
+    dropout: float = 0.0,
+    align_corners: bool = False,
     pretrained: bool = False,
 ) -> EncoderDecoder:
     """Semantic feature pyramid network (Kirillov et al. 2019) for pictures of any size.
@@ -184,18 +188,24 @@ def semantic_fpn(
         norm: of the encoder, "batch", "frozen", "instance" or "group"; the branch has group normalisation with 32 groups.
         pyramid_channels: of the pyramid's maps.
         channels: of the branch and the features.
+        variant: "paper": a 3x3 convolution of each of the pyramid's maps; "smp": none, as in segmentation_models_pytorch.
+        dropout: probability that a channel of the features is dropped in training.
+        align_corners: of every bilinear enlargement; belongs to the weights.
         pretrained: start the encoder from timm's ImageNet weights.
     """
     body = named_encoder(encoder, in_channels, norm=choose(NORMS, norm, "norm"), pretrained=pretrained)
     reductions = tuple(body.reductions[-4:])
     if reductions != (4, 8, 16, 32):
         raise ConfigError(f"encoder '{encoder}' has maps at {list(body.reductions)}, the pyramid needs 4, 8, 16 and 32")
-    branch = SemanticBranch(pyramid_channels, reductions, channels, norm=partial(group_norm, groups=32))
+    pyramid = FPN(body.channels[-4:], reductions, pyramid_channels, smooth=choose(SMOOTH_VARIANTS, variant, "variant"))
+    branch = SemanticBranch(
+        pyramid_channels, reductions, channels, norm=partial(group_norm, groups=32), align_corners=align_corners
+    )
     initialize(branch, 0.0)
     classifier = nn.Conv2d(channels, num_classes, 1)
     initialize(classifier, 1.0)
-    decoder = nn.Sequential(FPN(body.channels[-4:], reductions, pyramid_channels), branch)
-    return EncoderDecoder(body, decoder, classifier, multiple=32)
+    decoder = nn.Sequential(pyramid, branch, nn.Dropout2d(dropout))
+    return EncoderDecoder(body, decoder, classifier, align_corners=align_corners, multiple=32)
 
 
 deeplabv3_resnest = partial(deeplabv3, align_corners=True, dropout=0.1, auxiliary_weight=0.2)

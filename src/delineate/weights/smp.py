@@ -1,20 +1,38 @@
-"""U-Net, DeepLabV3 and DeepLabV3+ of segmentation_models_pytorch on ResNet and ResNeXt: the names of their tensors."""
+"""U-Net, FPN, DeepLabV3 and DeepLabV3+ of segmentation_models_pytorch: the names of their tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from delineate.errors import ConfigError
+from delineate.models.backbones.named import named_encoder
 from delineate.weights.conventions import Conventions
-from delineate.weights.encoders import count_input_channels, recognise_resnet
+from delineate.weights.encoders import count_input_channels, recognise_encoder, room
 from delineate.weights.importer import Imported, Importer, Rule, State, ambiguous, rename
 
-HEADS = {
-    "decoder.blocks.0.conv1.0.weight": "unet",
-    "decoder.aspp.convs.0.0.weight": "deeplabv3",
+DECODERS = {
     "decoder.aspp.0.convs.0.0.weight": "deeplabv3plus",
+    "decoder.aspp.convs.0.0.weight": "deeplabv3",
+    "decoder.blocks.0.block.0.0.weight": "linknet",
+    "decoder.blocks.x_0_0.conv1.0.weight": "unetplusplus",
+    "decoder.center.top_conv.weight": "manet",
+    "decoder.feature_norms.0.weight": "upernet",
+    "decoder.fpa.branch1.1.conv.weight": "pan",
+    "decoder.mlp_stage.0.linear.weight": "segformer",
+    "decoder.p5.weight": "fpn",
+    "decoder.projection_blocks.0.project.0.weight": "dpt",
+    "decoder.psp.blocks.0.pool.1.0.weight": "pspnet",
+    "decoder.blocks.0.conv1.0.weight": "unet",  # last: MA-Net has these too
+}  # by a tensor that the network has
+READ = ("unet", "fpn", "deeplabv3", "deeplabv3plus")
+REFUSED_PARTS = {
+    "decoder.blocks.0.attention1.": "decoder_attention_type='scse'",
+    "decoder.blocks.0.conv1.0.bias": "decoder_use_norm=False",
+    "classification_head.": "aux_params, a classifier of whole pictures",
 }
 CLASSIFIER = r"segmentation_head\.0\.(.+)"
 DEEPLAB_RULES: list[Rule] = [
@@ -30,6 +48,15 @@ PLUS_RULES: list[Rule] = [
     (r"decoder\.block2\.1\.(.+)", r"decoder.merge.0.2.\1"),
     (CLASSIFIER, r"classifier.\1"),
 ]
+FPN_RULES: list[Rule] = [
+    (r"decoder\.p5\.(.+)", r"decoder.0.lateral.3.0.\1"),
+    (r"decoder\.p([234])\.skip_conv\.(.+)", lambda m: f"decoder.0.lateral.{int(m[1]) - 2}.0.{m[2]}"),
+    (
+        r"decoder\.seg_blocks\.([0-3])\.block\.(\d)\.block\.([01])\.(.+)",  # coarsest first; ours has four layers a step
+        lambda m: f"decoder.1.levels.{3 - int(m[1])}.{4 * int(m[2]) + int(m[3])}.{m[4]}",
+    ),
+    (CLASSIFIER, r"classifier.\1"),
+]
 UNET_RULES: list[Rule] = [
     (r"decoder\.blocks\.(\d+)\.conv1\.1\.(.+)", r"decoder.blocks.\1.norm.\2"),
     (r"decoder\.blocks\.(\d+)\.conv2\.0\.(.+)", r"decoder.blocks.\1.conv.conv.\2"),
@@ -39,9 +66,12 @@ UNET_RULES: list[Rule] = [
 
 
 def recognise(state: State) -> Sequence[str]:
-    """The architecture with its encoder, such as "unet_resnet34"."""
-    encoder = recognise_resnet(state, "encoder.")
-    return [f"{head}_{encoder}" for mark, head in HEADS.items() if encoder and mark in state]
+    """The architecture with its encoder, such as "unet_resnet34"; without it, if that is not known."""
+    decoder = next((name for mark, name in DECODERS.items() if mark in state), None)
+    if decoder is None or not any(name.startswith("encoder.") for name in state):
+        return []
+    encoder = recognise_encoder(state, encoder_prefix(state))
+    return [f"{decoder}_{encoder}" if encoder else decoder]
 
 
 def convert(
@@ -49,27 +79,87 @@ def convert(
     arch: str,
     num_classes: int | None,
     *,
+    encoder: str | None = None,
     output_stride: int | None = None,
     rates: Sequence[int] | None = None,
 ) -> Imported:
     """The same network of our zoo; DeepLab's output stride and rates leave no trace in the tensors and must be given."""
-    head, encoder = arch.split("_", 1)
-    count = len(state["segmentation_head.0.bias"])
-    channels = count_input_channels(state, "encoder.")
+    head, _, recognised = arch.partition("_")
+    if head not in READ:
+        raise ConfigError(f"this is smp's {head}, which we do not have; of smp's networks {', '.join(READ)} are read")
+    for part, reason in REFUSED_PARTS.items():
+        if any(name.startswith(part) for name in state):
+            raise ConfigError(f"this is smp's {head} with {reason}, which ours does not have")
+    encoder = choose_encoder(state, head, recognised, encoder)
+    prefix = encoder_prefix(state)
+    renamed = rename(state, [(rf"{re.escape(prefix)}(.+)", rf"{room(encoder)}.\1")])
+    count = len(renamed["segmentation_head.0.bias"])
+    channels = count_input_channels(state, prefix)
     options: dict[str, Any] = {"encoder": encoder, "in_channels": channels}
+    body = named_encoder(encoder, channels)
+    if head != "unet":
+        check_depth(state, head, body.channels[-1])
     if head == "unet":
-        model, renamed = "unet", rename_unet(state)
-        options["decoder_channels"] = unet_channels(state)
+        model, (renamed, more) = "unet", rename_unet(renamed, dict(zip(body.reductions, body.channels, strict=True)))
+        options |= more
+    elif head == "fpn":
+        model, (renamed, more) = "semantic_fpn_resnet50", rename_fpn(renamed)
+        options |= more
     else:
         if output_stride is None:
             raise ambiguous("output_stride", "the encoder may be dilated", "8", "16")
         if rates is None:
             raise ambiguous("rates", "the tensors do not show the dilations", "[12, 24, 36]", "[6, 12, 18]")
-        model, (renamed, more) = f"{head}_resnet50", rename_deeplab(state, plus=head == "deeplabv3plus")
-        options |= more | {"output_stride": output_stride, "rates": list(rates), "align_corners": True, "dilation": "smp"}
+        model, (renamed, more) = f"{head}_resnet50", rename_deeplab(renamed, plus=head == "deeplabv3plus")
+        options |= more | {"output_stride": output_stride, "rates": list(rates), "align_corners": True}
+        options["dilation"] = dilation_of(encoder, prefix)
     color = "gray" if channels == 1 else "rgb"
     conventions = Conventions(color=color) if channels == 3 else Conventions(color=color, mean=(0.0,), std=(1.0,))
     return Imported(model, count, renamed, tuple(f"class {index}" for index in range(count)), conventions, options)
+
+
+def encoder_prefix(state: State) -> str:
+    """smp has encoders of its own, and, within them, timm's (those that it names "tu-NAME")."""
+    return "encoder.model." if any(name.startswith("encoder.model.") for name in state) else "encoder."
+
+
+def choose_encoder(state: State, head: str, recognised: str, said: str | None) -> str:
+    """The encoder that the tensors show, or that of timm which the user says it is."""
+    if recognised:
+        if said not in (None, recognised):
+            raise ConfigError(f"encoder is {said}, but the tensors are those of {recognised}; leave it away")
+        return recognised
+    if encoder_prefix(state) == "encoder.":
+        first = next(name for name in state if name.startswith("encoder."))
+        raise ConfigError(
+            f"this is smp's {head} on an encoder that is not read ({first} ...); "
+            "read are ResNet, ResNeXt 50_32x4d and 101_32x8d, and timm's (tu-NAME in smp)"
+        )
+    if said is None:
+        raise ambiguous("encoder", "it is one of timm's, and the tensors do not say which", "NAME, where smp has tu-NAME")
+    return said.removeprefix("tu-")
+
+
+def dilation_of(encoder: str, prefix: str) -> str:
+    """How a dilated encoder of smp's own, or of timm within smp, is dilated, in the words of our DeepLab."""
+    if encoder.startswith("resnest"):
+        return "timm"
+    return "smp" if prefix == "encoder." else "published"
+
+
+def rename_fpn(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors under the names of our semantic FPN, and its options."""
+    channels = len(state["decoder.seg_blocks.0.block.0.block.0.weight"])
+    if state["segmentation_head.0.weight"].shape[1] != channels:
+        raise ConfigError("this is smp's fpn with decoder_merge_policy='cat'; only the sum, 'add', is read")
+    options = {
+        "pyramid_channels": len(state["decoder.p5.weight"]),
+        "channels": channels,
+        "variant": "smp",
+        "dropout": 0.2,
+        "align_corners": True,
+    }
+    return rename(state, FPN_RULES), options
 
 
 def rename_deeplab(state: State, *, plus: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -97,30 +187,42 @@ def _context_rules(prefix: str, target: str, separable: bool) -> list[Rule]:
     return [*rules, (rf"{prefix}\.convs\.(.+)", rf"{target}.branches.\1")]
 
 
-def rename_unet(state: State) -> dict[str, Tensor]:
-    """Tensors under the names of our U-Net, gradients too.
+def check_depth(state: State, head: str, deepest: int) -> None:
+    """Refuse a network that does not read the encoder's last map, of `deepest` channels."""
+    first = next(mark for mark, name in DECODERS.items() if name == head)
+    if state[first].shape[1] != deepest:
+        seen = state[first].shape[1]
+        raise ConfigError(
+            f"this is smp's {head} with an encoder_depth below 5 (it reads {seen} channels, "
+            f"the encoder's last map has {deepest}); of smp's networks only unet may have one"
+        )
 
-    Where smp convolves the concatenation of the enlarged map and the skip connection, ours convolves each and adds.
+
+def rename_unet(state: State, channels: Mapping[int, int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors under the names of our U-Net, gradients too, and its options. The encoder's maps have `channels[reduction]`.
+
+    Where smp convolves the concatenation of the enlarged map and the skip connection, ours convolves each and adds. Of a
+    network with encoder_depth below 5 smp keeps the tensors of the stages that it does not run.
     """
-    first = r"decoder.blocks.{}.conv1.0.weight"
-    renamed = rename({name: x for name, x in state.items() if not name.endswith("conv1.0.weight")}, UNET_RULES)
-    for index, enlarged in enumerate([_deepest_channels(state), *unet_channels(state)[:-1]]):
-        weight = state[first.format(index)]
+    widths = [len(state[f"decoder.blocks.{index}.conv2.0.weight"]) for index in range(count_steps(state))]
+    depth = len(widths)
+    if 2**depth not in channels:
+        raise ConfigError(f"this unet halves pictures {depth} times, its encoder has maps at {list(channels)}")
+    first = "decoder.blocks.{}.conv1.0.weight"
+    unused = tuple(f"encoder.layer{number}." for number in range(depth, 5))
+    renamed = rename({name: x for name, x in state.items() if not name.startswith(unused)}, UNET_RULES)
+    for index, enlarged in enumerate([channels[2**depth], *widths[:-1]]):
+        weight = renamed.pop(first.format(index))
         merge = f"decoder.blocks.{index}.merge"
         renamed[f"{merge}.up.weight"] = weight[:, :enlarged].transpose(0, 1)
         if enlarged < weight.shape[1]:
             renamed[f"{merge}.skip.weight"] = weight[:, enlarged:]
-    return renamed
+    return renamed, {"decoder_channels": widths, "encoder_depth": depth}
 
 
-def unet_channels(state: State) -> list[int]:
-    """Channels of each step up of smp's U-Net, coarsest first."""
-    count = len({name.split(".")[2] for name in state if name.startswith("decoder.blocks.")})
-    return [len(state[f"decoder.blocks.{index}.conv2.0.weight"]) for index in range(count)]
-
-
-def _deepest_channels(state: State) -> int:
-    return len(state["encoder.layer4.0.downsample.1.weight"])
+def count_steps(state: State) -> int:
+    """Steps up of smp's U-Net."""
+    return len({name.split(".")[2] for name in state if name.startswith("decoder.blocks.")})
 
 
 IMPORTER = Importer("smp", recognise, convert)
