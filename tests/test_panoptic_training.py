@@ -26,6 +26,7 @@ from delineate.data.instance_targets import load_objects
 from delineate.data.load import load_panoptic
 from delineate.data.objects import record_objects
 from delineate.data.panoptic import PanopticMap, stuff_map
+from delineate.data.preview import draw_truth
 from delineate.data.samplers import Draw
 from delineate.errors import DataError
 from delineate.metrics.panoptic import PanopticQuality, score_panoptic_files
@@ -35,6 +36,7 @@ from delineate.ops.instances import Detections
 from delineate.predict import Predictor
 from delineate.predict.evaluate import evaluate
 from delineate.predict.panoptic_scores import relabelled
+from delineate.report.overlay import draw_instances, draw_stuff, to_display
 from delineate.train import train
 from delineate.train.build import prepare_dataset
 from delineate.train.instance_task import InstanceTask
@@ -185,6 +187,16 @@ class TestReading:
             seen.update(stuff_map(load_panoptic(record.label_map, record.image, record.size), len(COCO_CLASSES)).tobytes())
         # What datasets/prepare_panoptic_fpn.py of facebookresearch/detectron2 (02b5c4e2) makes of the same 33 pictures.
         assert seen.hexdigest()[:16] == "a7b3b38956a5bf13"
+
+    def test_drawings_show_stuff(self, dataset: Dataset) -> None:
+        for record in dataset.splits["train"]:
+            sample, drawn = draw_truth(dataset, record)
+            below = draw_stuff(sample.image, kinds_in(sample.image[0].numpy()), dataset.stuff)
+            masks, labels = sample.masks, sample.labels
+            assert torch.equal(
+                drawn, draw_instances(below, masks=masks, boxes=sample.boxes, labels=labels, names=dataset.classes)
+            )
+            assert not torch.equal(below, to_display(sample.image))
 
 
 class TestTargets:

@@ -10,12 +10,13 @@ from torch import Tensor
 from delineate.data.dataset import Dataset, Record
 from delineate.data.formats.names import flat_names
 from delineate.data.formats.survey import evenly
-from delineate.data.load import load_sample
+from delineate.data.load import load_panoptic, load_sample
 from delineate.data.objects import has_background
+from delineate.data.panoptic import stuff_map
 from delineate.data.sample import Sample
 from delineate.errors import DataError
 from delineate.files import atomic_path, make_folder
-from delineate.report.overlay import draw_instances, draw_semantic, draw_skeletons, side_by_side
+from delineate.report.overlay import draw_instances, draw_semantic, draw_skeletons, draw_stuff, side_by_side
 
 
 def preview_dataset(dataset: Dataset, out: str | Path, count: int = 16) -> list[Path]:
@@ -49,7 +50,7 @@ def _panel(dataset: Dataset, record: Record) -> Tensor:
 def draw_truth(dataset: Dataset, record: Record) -> tuple[Sample, Tensor]:
     """Return a picture with its truth, and a drawing of it, (3, H, W) uint8.
 
-    Classes; or objects with their boxes where all have outlines, or boxes alone, and skeletons.
+    Classes; or objects with their boxes where all have outlines, or boxes alone, and skeletons; stuff below them.
     """
     if dataset.kind == "semantic":
         sample = load_sample(dataset, record, ("semantic",))
@@ -62,7 +63,15 @@ def draw_truth(dataset: Dataset, record: Record) -> tuple[Sample, Tensor]:
     assert sample.labels is not None
     # A single class needs no tags, and the boxes of hundreds of cells would hide them.
     boxes = sample.boxes if len(dataset.classes) > 1 or not outlined else None
-    drawn = draw_instances(sample.image, masks=sample.masks, boxes=boxes, labels=sample.labels, names=dataset.classes)
+    drawn = sample.image if dataset.kind != "panoptic" else _stuff_over(sample.image, dataset, record)
+    drawn = draw_instances(drawn, masks=sample.masks, boxes=boxes, labels=sample.labels, names=dataset.classes)
     if sample.keypoints is not None:
         drawn = draw_skeletons(drawn, sample.keypoints, schema=dataset.keypoints, visibility=sample.visibility)
     return sample, drawn
+
+
+def _stuff_over(image: Tensor, dataset: Dataset, record: Record) -> Tensor:
+    """The picture with its stuff; what does not count is hatched."""
+    assert record.label_map is not None
+    segments = load_panoptic(record.label_map, record.image, (image.shape[-2], image.shape[-1]))
+    return draw_stuff(image, stuff_map(segments, len(dataset.classes)), dataset.stuff)

@@ -104,7 +104,7 @@ class Results:
 
         `image` is a tensor (C, H, W), an array (H, W) or (H, W, 3), a PIL image or a path; without it, the file is read again.
         """
-        from delineate.report.overlay import draw_instances, draw_semantic, palette
+        from delineate.report.overlay import draw_instances, draw_semantic, draw_stuff
         from delineate.report.skeletons import draw_skeletons
 
         canvas = self._picture(image)
@@ -113,8 +113,7 @@ class Results:
         else:
             if self.panoptic is not None:
                 assert self.stuff_map is not None
-                names, colors = ("object", *self.stuff), palette(65 + len(self.stuff))[64:]  # objects have the first 64
-                canvas = draw_semantic(canvas, self.stuff_map, classes=names, alpha=alpha, colors=colors)
+                canvas = draw_stuff(canvas, self.stuff_map, self.stuff, alpha=alpha)
             several = len(self.classes) - (self.background is not None) > 1
             named = several or not isinstance(self.masks, InstanceMapMasks)  # names at each of a hundred cells would hide them
             canvas = draw_instances(

@@ -29,7 +29,16 @@ from delineate.report.canvas import (
 from delineate.report.palette import Color, object_color, palette
 from delineate.report.skeletons import draw_skeletons
 
-__all__ = ["draw_errors", "draw_instances", "draw_semantic", "draw_skeletons", "palette", "side_by_side", "to_display"]
+__all__ = [
+    "draw_errors",
+    "draw_instances",
+    "draw_semantic",
+    "draw_skeletons",
+    "draw_stuff",
+    "palette",
+    "side_by_side",
+    "to_display",
+]
 
 MISSED: Color = (86, 180, 233)  # blue: in the truth, not found
 INVENTED: Color = (230, 159, 0)  # orange: found, not in the truth
@@ -67,6 +76,12 @@ def draw_semantic(
         names = [classes[i] if i < len(classes) else str(i) for i in present]
         _draw_legend(canvas, [(name, _as_color(table[i])) for name, i in zip(names, present, strict=True)])
     return canvas
+
+
+def draw_stuff(image: Tensor | np.ndarray, stuff: Tensor | np.ndarray, names: Sequence[str], *, alpha: float = 0.5) -> Tensor:
+    """Tint the pixels of what is no object: s + 1 in `stuff` (H, W) is `names[s]`, 0 anything else; returns (3, H, W) uint8."""
+    colors = palette(65 + len(names))[64:]  # objects have the first 64
+    return draw_semantic(image, stuff, classes=("object", *names), alpha=alpha, colors=colors)
 
 
 def draw_instances(

@@ -205,6 +205,10 @@ def _first_error_only(fabric: Fabric) -> Iterator[None]:
     board = own or store(host, port, is_master=False)
     try:
         yield
+    except KeyboardInterrupt:  # all stop together; the first says so
+        if not first:
+            sys.exit(130)
+        raise
     except Exception:  # of any kind: it is raised again, or this process ends with exit code 1, its error being another's echo
         try:
             failed_before = board.add("failed", 1) > 1
