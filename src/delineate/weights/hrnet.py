@@ -61,8 +61,14 @@ def recognise(state: State) -> Sequence[str]:
     return [name] if f"{prefix}last_layer.0.weight" in state else [name, f"{name}_ocr"]
 
 
-def convert(state: State, arch: str, num_classes: int | None, *, align_corners: bool | None = None) -> Imported:
-    """The network of our zoo with the same name; 19 classes are those of Cityscapes."""
+def convert(
+    state: State, arch: str, num_classes: int | None, *, align_corners: bool | None = None, upsample: str | None = None
+) -> Imported:
+    """The network of our zoo with the same name; 19 classes are those of Cityscapes.
+
+    Classifiers, timm's and the authors', enlarge branches by `upsample` "nearest", networks of classes "bilinear"; whoever goes
+    on training may want the latter for the former's weights, as the authors did.
+    """
     heads = [name for name in state if name.endswith(("cls_head.weight", "last_layer.3.weight"))]
     if heads and align_corners is None:
         reason = (
@@ -83,6 +89,7 @@ def convert(state: State, arch: str, num_classes: int | None, *, align_corners: 
         "in_channels": stem.shape[1],
         "width": len(state[f"{prefix}stage4.0.branches.0.0.conv1.weight"]),
         "small": "_small" in arch,
+        "upsample": upsample or ("bilinear" if heads else "nearest"),
         "align_corners": bool(align_corners),
     }
     if f"{prefix}cls_head.weight" in state:
