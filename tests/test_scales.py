@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import delineate as dl
+from delineate.cli import run
 from delineate.data import make_blobs_dataset, open_dataset
 from delineate.data.windows import ArrayReader
 from delineate.errors import ConfigError
@@ -131,6 +132,89 @@ def test_the_predictor_takes_pictures_of_any_size(fusion: str) -> None:
         with torch.inference_mode():
             expected = naive(model, x, 64, flips=False)
         assert (windows == expected.argmax(0)).float().mean() > 0.9999
+
+
+def test_compiled_it_is_the_same_in_two_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph for the largest scale of pictures and windows of any size, and one, with attention, for the others."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def compiled(f: Any, device: torch.device, *, dynamic: bool) -> Any:
+        return torch.compile(f, fullgraph=True, dynamic=dynamic, backend=backend)
+
+    monkeypatch.setattr("delineate.predict.network.compiled", compiled)
+    inner: Any = dl.create_model("unet", 5, width=4, depth=2)
+    model: Any = HierarchicalMultiScaleAttention(inner, scales=(0.5, 1, 2), channels=4).eval()
+    model.classes, model.conventions = tuple("abcde"), Conventions()
+    # torch takes another convolution, and so another graph, for more than 20480 numbers: these stay below it
+    pictures = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8) for h, w in ((30, 31), (25, 36))]
+    options: dict[str, Any] = {"window": 32, "flips": True, "batch": 1}
+    found, expected = (dl.Predictor(model, "cpu", "fp32", compile=on, **options)(pictures) for on in (True, False))
+    assert len(graphs) == 2
+    for one, other in zip(found, expected, strict=True):
+        assert one.semantic is not None
+        assert other.semantic is not None
+        assert torch.equal(one.semantic, other.semantic)
+        assert len(one.semantic.unique()) > 1
+
+
+def test_other_scales_than_those_of_the_network() -> None:
+    model = network("attention", (0.5, 1))
+    model.classes = model.model.classes = tuple("abcde")
+    model.conventions = model.model.conventions = Conventions()
+    pixels = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8)
+    found = dl.Predictor(model, "cpu", "fp32", scales=(2, 1, 0.5))(pixels).semantic
+    assert model.scales == (0.5, 1.0)
+    model.scales = (0.5, 1.0, 2.0)
+    expected = dl.Predictor(model, "cpu", "fp32")(pixels).semantic
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found, expected)
+
+    averaged = dl.Predictor(model.model, "cpu", "fp32", scales=(0.5, 1, 2))  # a network of one scale
+    averaging = HierarchicalMultiScaleAttention(model.model, fusion="average", scales=(0.5, 1, 2)).eval()
+    x = averaged.semantic.network.prepare(pixels[None])
+    with torch.inference_mode():
+        torch.testing.assert_close(averaged.semantic.network.model(x), averaging(x), atol=1e-4, rtol=1e-4)
+    assert len(averaged(pixels).semantic.unique()) > 1  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_scales_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, pixels = network("attention", (0.5, 1)), np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    dl.save_model(model, tmp_path / "net.safetensors", classes=tuple("abcde"), conventions=Conventions())
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    command = [
+        "predict",
+        str(tmp_path / "net.safetensors"),
+        str(tmp_path / "a.png"),
+        "--out",
+        str(tmp_path / "out"),
+        "--scales",
+    ]
+    assert run([*command, "0.25", "1", "2", "--precision", "fp32"]) == 0
+    expected = dl.Predictor(tmp_path / "net.safetensors", "cpu", "fp32", scales=(0.25, 1, 2))(pixels).semantic
+    assert expected is not None
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "masks" / "a.png")), expected.numpy())
+    assert run([*command, "0.5", "2"]) == 2
+    assert "expected different positive numbers, 1 among them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "scales", "message"),
+    [
+        ("attention", (0.5, 2), r"scales are \[0\.5, 2\]; expected different positive numbers, 1 among them"),
+        ("explicit", (0.5, 1, 2), r"explicit fusion was made for the scales \[0\.5, 1\.0\], not \[0\.5, 1\.0, 2\.0\]"),
+        ("unet_original", (0.5, 1), "UNetOriginal cannot be run at several scales"),
+    ],
+)
+def test_scales_that_cannot_be(wrong: str, scales: tuple[float, ...], message: str) -> None:
+    model: Any = dl.create_model(wrong, 5) if wrong == "unet_original" else network(wrong, (0.5, 1))
+    model.classes, model.conventions = tuple("abcde"), Conventions(color="gray", mean=(0.0,), std=(1.0,))
+    with pytest.raises(ConfigError, match=message):
+        dl.Predictor(model, "cpu", "fp32", scales=scales)
 
 
 @pytest.mark.parametrize(("fusion", "scales"), [("attention", (0.5, 1.0, 2.0)), ("explicit", (0.5, 1.0))])

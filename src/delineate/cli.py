@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import delineate
-from delineate.cli_common import Device, Format, JsonFile, Precision, Quiet, show
+from delineate.cli_common import Device, Flips, Format, JsonFile, Precision, Quiet, Scales, show
 from delineate.cli_scoring import evaluate_, score
 from delineate.cli_weights import weights_app
 from delineate.errors import ConfigError, DelineateError
@@ -275,7 +275,8 @@ def predict(
     formats: Annotated[
         list[str], Parameter(help="What to write: png, overlay, coco, yolo, labelme.", consume_multiple=True)
     ] = ["png", "overlay"],  # noqa: B006
-    flips: Annotated[bool, Parameter(negative="", help="Average over mirrored pictures: slower, a little better.")] = False,
+    flips: Flips = False,
+    scales: Scales = None,
     window: Annotated[
         int | None, Parameter(help="Side of the windows that pictures are cut into. Default: 1024 x 1024 whole, larger in 512.")
     ] = None,
@@ -308,6 +309,7 @@ def predict(
         window=window,
         overlap=overlap,
         flips=flips,
+        scales=scales,
         objects=objects,
         min_area=min_area,
         compile=compile,

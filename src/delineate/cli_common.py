@@ -14,6 +14,15 @@ Format = Annotated[
 ]
 Device = Annotated[str | None, Parameter(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="Arithmetic of the network.")]
+Flips = Annotated[bool, Parameter(negative="", help="Average over mirrored pictures: slower, a little better.")]
+Scales = Annotated[
+    list[float] | None,
+    Parameter(
+        help="Predict at these scales, 1 among them: --scales 0.5 1 2; averaged, unless the network attends to scales.",
+        negative="",
+        consume_multiple=True,
+    ),
+]
 Quiet = Annotated[bool, Parameter(negative="", help="Print errors only.")]
 JsonFile = Annotated[
     Path | None,

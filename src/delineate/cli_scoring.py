@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from delineate.cli_common import Device, Format, JsonFile, Precision, Quiet, show
+from delineate.cli_common import Device, Flips, Format, JsonFile, Precision, Quiet, Scales, show
 from delineate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def evaluate_(
     predictions: Annotated[
         Path | None, Parameter(help="Of a detector: also write what was found as COCO's list of results into this JSON file.")
     ] = None,
-    flips: Annotated[bool, Parameter(negative="", help="Average over mirrored pictures.")] = False,
+    flips: Flips = False,
+    scales: Scales = None,
     score_threshold: Annotated[
         float, Parameter(help="Objects with a lower score are left out, except in COCO's numbers.")
     ] = 0.5,
@@ -142,7 +143,7 @@ def evaluate_(
     from delineate.predict import Predictor
     from delineate.predict.evaluate import evaluate
 
-    predictor = Predictor(weights, device or "auto", precision or "auto", score_threshold, flips=flips)
+    predictor = Predictor(weights, device or "auto", precision or "auto", score_threshold, flips=flips, scales=scales)
     dataset = open_dataset(data, format)
     split = split or ("val" if "val" in dataset.splits else "all")
     if split != "all" and split not in dataset.splits:

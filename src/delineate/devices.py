@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import Literal, cast
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast
 
 import torch
-from torch import nn
 
 from delineate.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+C = TypeVar("C", bound=Callable[..., Any])
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,12 +58,12 @@ def has_fast_bf16(device: torch.device) -> bool:
     return any(check() for check in checks if check is not None)
 
 
-def compiled(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return `model` compiled by torch.compile; itself it stays as it is.
+def compiled(model: C, device: torch.device, *, dynamic: bool | None = None) -> C:
+    """Return `model`, a network or one of its methods, compiled by torch.compile; itself it stays as it is.
 
-    Raises `ConfigError` where there is no C++ compiler for a CPU.
+    `dynamic`: for any size at once, and not for the first alone. Raises `ConfigError` where there is no C++ compiler for a CPU.
     """
     compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
     if device.type == "cpu" and not any(shutil.which(name) for name in compilers if name):
         raise ConfigError("compile needs a C++ compiler on a CPU, and none is found; install g++, or do without compile")
-    return cast("nn.Module", torch.compile(model))
+    return cast("C", torch.compile(model, dynamic=dynamic))

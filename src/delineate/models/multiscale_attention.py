@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from typing import NamedTuple
@@ -130,10 +131,13 @@ class HierarchicalMultiScaleAttention(SemanticModel):
 
     def view(self, x: Tensor, scale: float, *, attend: bool) -> View:
         """Run the network on pictures (B, C, H, W) at one scale; `attend`: with the head's attention."""
-        x = self._scaled(x, scale)
+        return self.view_as_is(self._scaled(x, scale), attend)._replace(scale=scale)
+
+    def view_as_is(self, x: Tensor, attend: bool) -> View:
+        """Run the network on pictures that are scaled already; all that is worth compiling (`Predictor(compile=True)`)."""
         maps = self.model.maps(x)
         attention = self._head()(maps.features).sigmoid() if attend else None  # (B, 1, h, w)
-        return self._fitted(scale, maps, attention, x.shape[-2:], x.shape[-2:])
+        return self._fitted(1.0, maps, attention, x.shape[-2:], x.shape[-2:])
 
     @torch.no_grad()
     def attention_maps(self, x: Tensor) -> dict[float, Tensor]:
@@ -191,6 +195,24 @@ class HierarchicalMultiScaleAttention(SemanticModel):
         if self.head is None or self.fusion != self.built_for:
             raise ConfigError(f"fusion '{self.fusion}' needs a head of its own, this network was built for '{self.built_for}'")
         return self.head
+
+
+def at_scales(model: nn.Module, scales: Sequence[float]) -> HierarchicalMultiScaleAttention:
+    """Return `model` at other scales, which shares its weights: with its own fusion, or else the average of the logits.
+
+    Raises `ConfigError` for scales that cannot be, for an explicit fusion that was made for others, and for networks without
+    a feature map.
+    """
+    if not isinstance(model, HierarchicalMultiScaleAttention):
+        if not isinstance(model, SemanticModel):
+            raise ConfigError(f"{type(model).__name__} cannot be run at several scales")
+        return HierarchicalMultiScaleAttention(model, fusion="average", scales=scales)
+    ordered = check_scales(scales)
+    if model.fusion == "explicit" and ordered != model.training_scales:
+        raise ConfigError(f"the explicit fusion was made for the scales {list(model.training_scales)}, not {list(ordered)}")
+    scaled = copy.copy(model)
+    scaled.scales = ordered
+    return scaled
 
 
 def fuse_hierarchically(views: Iterable[View], align_corners: bool = False) -> Tensor:

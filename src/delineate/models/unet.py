@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -127,4 +128,6 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     torch.Size([1, 3, 8, 8])
     """
     below, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
+    if torch.compiler.is_compiling():  # one graph for all sizes, in which adding nothing costs nothing
+        return F.pad(x, (0, right, 0, below), mode="replicate")
     return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x

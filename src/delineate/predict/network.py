@@ -42,7 +42,9 @@ class ScoringNetwork:
         self.stride: int = getattr(model, "stride", 1)
         self.smallest: int | None = getattr(model, "smallest", None)
         self.model = _ready(model, device, self.dtype)
-        if compile:
+        if compile and (network := self.several_scales):  # its scales one by one, as they are predicted; their sizes differ
+            network.view_as_is = compiled(network.view_as_is, device, dynamic=True)
+        elif compile:
             self.model = compiled(self.model, device)
 
     @property

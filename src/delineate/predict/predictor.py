@@ -42,6 +42,8 @@ class Predictor:
         overlap: share of a window that its neighbour predicts too; none for networks with valid convolutions, whose windows
             are exact.
         flips: average over four mirrored views.
+        scales: predict the picture at these scales, 1 among them: other ones for a network that attends to scales, and for any
+            other the average of its logits.
         objects: how objects are told apart: components, watershed, border, distance, none, or auto: as the network was
             trained, and components where it only knows classes, the first of which is the background.
         min_area: pixels of the smallest object that is kept.
@@ -57,6 +59,7 @@ class Predictor:
         window: int | tuple[int, int] | None = None,
         overlap: float = 0.25,
         flips: bool = False,
+        scales: Sequence[float] | None = None,
         batch: int | None = None,
         objects: Method | Literal["auto", "none"] = "auto",
         min_area: int = 10,
@@ -79,6 +82,7 @@ class Predictor:
             "window": window,
             "overlap": overlap,
             "flips": flips,
+            "scales": scales,
             "objects": objects,
             "min_area": min_area,
         }
@@ -149,7 +153,7 @@ class Predictor:
             return scales_preview(torch.from_numpy(reader.read(0, 0, *reader.shape[1:])), shares)
 
 
-_OF_PIXELS = {"window": None, "overlap": 0.25, "flips": False, "objects": "auto", "min_area": 10}
+_OF_PIXELS = {"window": None, "overlap": 0.25, "flips": False, "scales": None, "objects": "auto", "min_area": 10}
 
 
 def _refuse_options(options: dict[str, Any]) -> None:

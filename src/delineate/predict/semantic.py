@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,7 +18,7 @@ from delineate.data.windows import ImageReader, write_label_tiff
 from delineate.devices import Precision
 from delineate.errors import ConfigError, suggest
 from delineate.files import atomic_path
-from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention
+from delineate.models.multiscale_attention import HierarchicalMultiScaleAttention, at_scales
 from delineate.predict.labels import LabelRows, decode_scores, join_rows
 from delineate.predict.network import ScoringNetwork
 from delineate.predict.objects import METHODS, Method, extract_objects
@@ -47,6 +47,7 @@ class SemanticPredictor:
         window: int | tuple[int, int] | None,
         overlap: float,
         flips: bool,
+        scales: Sequence[float] | None,
         objects: Method | Literal["auto", "none"],
         min_area: int,
     ) -> None:
@@ -57,6 +58,8 @@ class SemanticPredictor:
         self.score_threshold, self.min_area = score_threshold, min_area
         self.window, self.overlap, self.flips = window, overlap, flips
         self.batch = batch
+        if scales is not None:
+            model = at_scales(getattr(model, "_orig_mod", model), scales)
         self.network = ScoringNetwork(
             model, self.conventions, len(self.classes), device=device, precision=precision, compile=compile
         )
