@@ -405,7 +405,9 @@ def test_weights_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "64 x 3 x 7 x 7" in shown
     assert run(["weights", "show", str(path), "--json", "-"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert content["readings"] == [{"source": "torchvision", "arch": "maskrcnn_resnet18_fpn", "choices": ["norm_eps"]}]
+    (reading,) = content["readings"]
+    assert reading.pop("note").startswith("norm_eps is not known")
+    assert reading == {"source": "torchvision", "arch": "maskrcnn_resnet18_fpn", "choices": ["norm_eps"]}
     out = tmp_path / "ours.safetensors"
     assert run(["weights", "import", str(path), str(out), "--choice", "norm_eps=0"]) == 0
     assert run(["weights", "show", str(out)]) == 0
@@ -414,8 +416,13 @@ def test_weights_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert run(["weights", "import", str(path), str(out), "--choice", "norm_eps"]) == 2
 
 
-def test_the_first_detectron_is_recognised_and_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model_final.pkl"
-    path.write_bytes(pickle.dumps({"blobs": {"res2_0_branch2a_w": np.zeros((64, 64, 1, 1), np.float32)}}, 2))
+def test_the_first_detectron_is_recognised_and_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, zeros = tmp_path / "model_final.pkl", np.zeros((64, 64, 1, 1), np.float32)
+    path.write_bytes(pickle.dumps({"blobs": {"res2_0_branch2a_w": zeros, "conv_rpn_fpn2_w": zeros}}, 2))
     with pytest.raises(ConfigError, match="of the first Detectron, whose boxes count a pixel more"):
+        import_checkpoint(path)
+    assert run(["weights", "show", str(path)]) == 0
+    assert "  this is a file of the first Detectron, whose boxes" in capsys.readouterr().out
+    path.write_bytes(pickle.dumps({"blobs": {"res2_0_branch2a_w": zeros}}, 2))
+    with pytest.raises(ConfigError, match="this is a classifier of Caffe2, from which Detectron"):
         import_checkpoint(path)

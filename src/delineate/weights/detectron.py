@@ -1,4 +1,8 @@
-"""The first Detectron's files, which are recognised and refused: its boxes are a pixel wider, so its numbers would not come."""
+"""The first Detectron's files, which are recognised and refused: its numbers would not come.
+
+Its boxes are a pixel wider, its anchors are rounded, its regions are read half a pixel off, its masks are enlarged otherwise.
+Detectron2, which can load these files, says itself that they give other results there (docs/notes/compatibility.md).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,11 @@ def recognise(state: State) -> Sequence[str]:
 
 def convert(state: State, arch: str, num_classes: int | None) -> NoReturn:
     """Say why not."""
+    if not any("rpn" in name or name.startswith("cls_score") for name in state):
+        raise ConfigError(
+            "this is a classifier of Caffe2, from which Detectron and Detectron2 start; take one of torchvision or timm, "
+            "or a whole network of Detectron2"
+        )
     raise ConfigError(
         "this is a file of the first Detectron, whose boxes count a pixel more than ours; take the same network of Detectron2, "
         "such as COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x"

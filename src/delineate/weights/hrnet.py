@@ -69,6 +69,9 @@ def convert(
     Classifiers, timm's and the authors', enlarge branches by `upsample` "nearest", networks of classes "bilinear"; whoever goes
     on training may want the latter for the former's weights, as the authors did.
     """
+    prefix = "model." if "model.conv1.weight" in state else ""
+    if len(state[f"{prefix}layer1.0.conv1.weight"]) != STEM:
+        raise DataError(f"{arch} is the authors' 'small v1', which we do not have; we have their 'small v2' (hrnet_w18_small)")
     heads = [name for name in state if name.endswith(("cls_head.weight", "last_layer.3.weight"))]
     if heads and align_corners is None:
         reason = (
@@ -82,9 +85,6 @@ def convert(
         )
     count = len(state[heads[0]]) if heads else int(num_classes or 0)
     stem = next(tensor for name, tensor in state.items() if name.endswith("conv1.weight"))
-    prefix = "model." if "model.conv1.weight" in state else ""
-    if len(state[f"{prefix}layer1.0.conv1.weight"]) != STEM:
-        raise DataError(f"{arch} is the authors' 'small v1', which we do not have; we have their 'small v2' (hrnet_w18_small)")
     options: dict[str, Any] = {
         "in_channels": stem.shape[1],
         "width": len(state[f"{prefix}stage4.0.branches.0.0.conv1.weight"]),

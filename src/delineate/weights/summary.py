@@ -9,18 +9,24 @@ from typing import Any
 
 from torch import Tensor
 
+from delineate.errors import DelineateError
 from delineate.weights.files import WeightsInfo, is_own, read_info
+from delineate.weights.importer import Importer, State
 from delineate.weights.importing import choice_names, recognise
 from delineate.weights.pickles import read_state
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a foreign file may be, and what the user may have to say about it."""
+    """What a foreign file may be, and what the user may have to say about it.
+
+    `note` is what an import would answer if nothing were said: what is asked for, or why the file is refused; "" if it is read.
+    """
 
     source: str
     arch: str
     choices: tuple[str, ...]
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class Summary:
         for reading in self.readings:
             asked = f" (choices: {', '.join(reading.choices)})" if reading.choices else ""
             print(f"  could be {reading.arch} of {reading.source}{asked}")
+        for note in dict.fromkeys(reading.note for reading in self.readings if reading.note):
+            print(f"  {note}")
         if self.own is None and not self.readings:
             print("  of no library that is known")
         print(f"  {len(self.tensors)} tensors, {self.parameters:,} numbers")
@@ -65,13 +73,23 @@ def summarize(path: Path) -> Summary:
         ()
         if own
         else tuple(
-            Reading(guess.importer.source, arch, tuple(choice_names(guess.importer)))
+            Reading(guess.importer.source, arch, tuple(choice_names(guess.importer)), _note(guess.importer, state, arch))
             for guess in recognise(state)
             for arch in guess.archs
         )
     )
     tensors = {name: _describe(tensor) for name, tensor in state.items()}
     return Summary(path, own, readings, tensors, sum(tensor.numel() for tensor in state.values()))
+
+
+def _note(importer: Importer, state: State, arch: str) -> str:
+    try:
+        importer.convert(state, arch, None)
+    except KeyError as error:
+        return f"tensor {error} is missing"
+    except DelineateError as error:
+        return str(error)
+    return ""
 
 
 def _describe(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
