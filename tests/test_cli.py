@@ -98,6 +98,8 @@ def test_what_wins_over_a_plan_is_said_below_it(
             run(["train", "--data", data, *flags])
     assert seen == [2, 40]
     assert capsys.readouterr().out.count("\ninstead, as asked for: epochs 2, batch 1\n") == 1
+    monkeypatch.setattr(planner, "plan", lambda *_, **__: pytest.fail("a wrong flag is told before the plan is made"))
+    assert run(["train", "--data", data, "--set", "batch=none"]) == 2
 
 
 def test_module_runs_as_a_program() -> None:

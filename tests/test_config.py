@@ -58,6 +58,8 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
         ({"loss": [{"name": "dise"}]}, "'loss.0.name' is 'dise'"),
         ({"data": None}, "'data' is None"),
         ({"seed": -1}, "'seed' is -1"),
+        ({"augment": {"patch": 96}}, r"'augment\.patch' is 96: expected a list, such as \[96, 96\]$"),
+        ({"loss": "dice"}, "'loss' is 'dice': expected a list$"),
     ],
 )
 def test_mistakes_are_named(content: dict[str, Any], message: str) -> None:

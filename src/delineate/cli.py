@@ -253,6 +253,7 @@ def _planned(
     from delineate.data import open_dataset
     from delineate.train.planner import plan as make_plan
 
+    build_config({}, {"data.path": data} | changed, source="flags")  # a wrong one is told now, not after the plan
     dataset = open_dataset(data, format)
     proposal = make_plan(dataset, path=data, device=device or "auto", minutes=minutes, model=model)
     if not quiet:

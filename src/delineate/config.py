@@ -247,6 +247,9 @@ def dump_config(config: TrainConfig) -> str:
 
 def _explain(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
+    if error["type"] in ("tuple_type", "list_type"):
+        example = f", such as [{error['input']}, {error['input']}]" if isinstance(error["input"], (int, float)) else ""
+        return f"'{key}' is {error['input']!r}: expected a list{example}"
     if error["type"] != "extra_forbidden":
         return f"'{key}' is {error['input']!r}: {error['msg']}"
     return f"unknown key '{key}'{suggest(str(error['loc'][-1]), _keys_of(error['loc'][:-1]))}"
