@@ -47,7 +47,8 @@ def _detectron2(model: str, rest: str) -> tuple[str, Published]:
 def _mmdetection(arch: str, file: str) -> tuple[str, Published]:
     start = file.removesuffix(".pth").rpartition("-")[2]
     folder = re.split(r"_bbox_mAP|_20\d{6}", file)[0]
-    url = f"https://download.openmmlab.com/mmdetection/v2.0/mask_rcnn/{folder}/{file}"
+    group = "hrnet" if "hrnet" in arch else "mask_rcnn"
+    url = f"https://download.openmmlab.com/mmdetection/v2.0/{group}/{folder}/{file}"
     return file, Published(url, f"sha256:{start}", "mmdet", arch)
 
 
@@ -94,6 +95,12 @@ PUBLISHED: dict[str, Published] = dict(
             "mask_rcnn_r50_caffe_fpn_1x_coco_bbox_mAP-0.38__segm_mAP-0.344_20200504_231812-0ebd1859.pth",
         ),
         _mmdetection("mask_rcnn_r101_caffe_fpn", "mask_rcnn_r101_caffe_fpn_1x_coco_20200601_095758-805e06c1.pth"),
+        _mmdetection("mask_rcnn_hrnetv2p_w18", "mask_rcnn_hrnetv2p_w18_1x_coco_20200205-1c3d78ed.pth"),
+        _mmdetection("mask_rcnn_hrnetv2p_w18", "mask_rcnn_hrnetv2p_w18_2x_coco_20200212-b3c825b1.pth"),
+        _mmdetection("mask_rcnn_hrnetv2p_w32", "mask_rcnn_hrnetv2p_w32_1x_coco_20200207-b29f616e.pth"),
+        _mmdetection("mask_rcnn_hrnetv2p_w32", "mask_rcnn_hrnetv2p_w32_2x_coco_20200213-45b75b4d.pth"),
+        _mmdetection("mask_rcnn_hrnetv2p_w40", "mask_rcnn_hrnetv2p_w40_1x_coco_20200511_015646-66738b35.pth"),
+        _mmdetection("mask_rcnn_hrnetv2p_w40", "mask_rcnn_hrnetv2p_w40_2x_coco_20200512_163732-aed5e4ab.pth"),
     ]
 )
 
