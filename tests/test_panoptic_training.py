@@ -229,6 +229,9 @@ class TestTargets:
             assert (kinds[height:] == 255).all()
             assert (kinds[:, width:] == 255).all()
 
+    def test_a_crowd_does_not_make_a_class_present(self, dataset: Dataset) -> None:
+        assert make_set(dataset).presence().tolist() == [[True, True], [True, False], [False, True], [False, False]]
+
     def test_what_is_pasted_is_a_thing(self, dataset: Dataset) -> None:
         pictures = make_set(dataset, copy_paste=1.0)
         drawn = [pictures[Draw(3, ticket)][1] for ticket in range(6)]  # the picture without things

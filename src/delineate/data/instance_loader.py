@@ -59,8 +59,8 @@ class InstanceSet(PictureSet):
     def _labels(self, record: Record) -> list[int]:
         if record.instances is not None:
             return [instance.label for instance in record.instances if not instance.crowd]
-        labels = load_sample(self.dataset, record, ("boxes",)).labels
-        return [] if labels is None else labels.tolist()
+        sample = load_sample(self.dataset, record, ("boxes",))
+        return [] if sample.labels is None or sample.crowd is None else sample.labels[~sample.crowd].tolist()
 
     def _load(self, record: Record) -> Sample:
         keypoints = self.conventions.keypoints is not None
