@@ -102,9 +102,9 @@ def test_options_of_the_build() -> None:
 @pytest.mark.parametrize(
     ("encoder", "identity"),
     [
-        (partial(resnet, 50), False),
-        (partial(resnet, 50, zero_init=True), True),
-        (partial(resnet, 50, zero_init=True, norm=FrozenBatchNorm2d), False),  # its scale would stay 0 for ever
+        (partial(resnet, 50), True),
+        (partial(resnet, 50, zero_init=False), False),
+        (partial(resnet, 50, norm=FrozenBatchNorm2d), False),  # its scale would stay 0 for ever
         (partial(resnest, 26), True),  # as its authors train it
         (partial(resnest, 26, zero_init=False), False),
     ],

@@ -22,6 +22,11 @@ from delineate.models.unet import pad_to_multiple
 from delineate.weights.smp import rename_unet
 
 
+def renamed(state: dict[str, Any]) -> dict[str, Any]:
+    """smp's tensors under our names; of ResNet-34's maps by how much they are smaller."""
+    return rename_unet(state, {2: 64, 4: 64, 8: 128, 16: 256, 32: 512})[0]
+
+
 @pytest.fixture(scope="module")
 def twins() -> tuple[Any, Any]:
     torch.manual_seed(0)
@@ -35,7 +40,7 @@ def twins() -> tuple[Any, Any]:
             nn.init.uniform_(module.weight, 0.35, 1.1)
             nn.init.normal_(module.bias, std=0.1)
     ours = create_model("unet", 3, encoder="resnet34")
-    ours.load_state_dict(rename_unet(theirs.state_dict()))
+    ours.load_state_dict(renamed(theirs.state_dict()))
     return ours, theirs
 
 
@@ -54,10 +59,10 @@ def test_resnet34_trains_as_smp(twins: tuple[Any, Any], device: torch.device) ->
     torch.testing.assert_close(logits, expected)
     F.cross_entropy(logits, target).backward()
     F.cross_entropy(expected, target).backward()
-    gradients = rename_unet({name: p.grad for name, p in theirs.named_parameters()})
+    gradients = renamed({name: p.grad for name, p in theirs.named_parameters()})
     found = {name: p.grad for name, p in ours.named_parameters()}
     torch.testing.assert_close(found, gradients, rtol=1e-7, atol=1e-12)
-    torch.testing.assert_close(dict(ours.state_dict()), rename_unet(theirs.state_dict()))
+    torch.testing.assert_close(dict(ours.state_dict()), renamed(theirs.state_dict()))
     for model in twins:
         model.float()
 
@@ -212,7 +217,9 @@ def test_learns_a_picture() -> None:
     assert (found & discs).sum() / (found | discs).sum() > 0.9
 
 
-def test_residual_branches_of_timm_encoders_count_from_the_start() -> None:
-    norms = [m for m in timm_encoder("resnet18", 3).modules() if isinstance(m, nn.BatchNorm2d)]
-    assert norms
-    assert all(bool(norm.weight.all()) for norm in norms)
+@pytest.mark.parametrize(("name", "last", "counts"), [("resnet18", "bn2", True), ("resnet26", "bn3", False)])
+def test_branches_of_timms_basic_blocks_count_from_the_start(name: str, last: str, counts: bool) -> None:
+    parameters = timm_encoder(name, 3).named_parameters()
+    scales = [p for key, p in parameters if "layer" in key and key.endswith(f"{last}.weight")]
+    assert len(scales) == 8
+    assert all(bool(scale.any()) == counts for scale in scales)

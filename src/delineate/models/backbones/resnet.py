@@ -155,7 +155,7 @@ def resnet(
     stride_in_1x1: bool = False,
     dilate: tuple[bool, bool] = (False, False),
     dilation: str = "published",
-    zero_init: bool = False,
+    zero_init: bool | None = None,
 ) -> ResNet:
     """Build the ResNet of `depth` 18, 34, 50, 101 or 152 layers, without its classifier.
 
@@ -169,7 +169,8 @@ def resnet(
         dilate: for the third and the fourth stage, whether its stride becomes a dilation of all later convolutions.
         dilation: of the first block of a dilated stage: that of the stage before ("published" and "timm", torchvision too), or
             already its own ("smp", as in segmentation_models_pytorch).
-        zero_init: start each block as the identity, with 0 as the scale of its last normalisation (Goyal et al. 2017).
+        zero_init: start each block as the identity, with 0 as the scale of its last normalisation (Goyal et al. 2017); None:
+            bottlenecks only.
     """
     if depth < 50:
         make_block: MakeBlock = partial(BasicBlock, norm=norm)
@@ -179,7 +180,7 @@ def resnet(
     layers, channels, reductions = build_stages(64, BLOCKS[depth], make_block, dilate=dilate, at_once=at_once)
     conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
     model = ResNet(conv1, norm(64), layers, (64, *channels), (2, *reductions))
-    initialize_residual(model, zero_init=zero_init)
+    initialize_residual(model, zero_init=depth >= 50 if zero_init is None else zero_init)
     return model
 
 
