@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +163,26 @@ def test_boxes_carry_names_and_scores() -> None:
     assert bool((color == bare[:, 30, 20:120].T).all())
     assert int((named != bare).any(0)[30:60, 20:120].sum()) > 100
     assert torch.equal(named[:, :, 295:], image[:, :, 295:])
+
+
+def test_names_leave_thousands_of_small_boxes_visible() -> None:
+    """Among many boxes a name stands only where it fits, and over no other; a few boxes have theirs in any case."""
+    image = gradient(600, 600)
+    corners = torch.cartesian_prod(torch.arange(0, 600, 10), torch.arange(0, 600, 10)).float()
+    small = torch.cat([corners, corners + 8], 1)
+    large = torch.tensor([[100.0, 100.0, 400.0, 300.0], [100.0, 100.0, 400.0, 299.0], [100.0, 100.0, 400.0, 298.0]])
+    words: dict[str, Any] = {"labels": [0] * 3603, "scores": [0.5] * 3603, "names": ["cell"], "colors": [(0, 0, 0)] * 3603}
+    bare = draw_instances(image, boxes=torch.cat([small, large]), colors=words["colors"])
+    named = draw_instances(image, boxes=torch.cat([small, large]), **words)
+    written = (named != bare).any(0)
+    assert bool(written[100:130, 100:200].any())  # of the first large box, in its upper corner
+    assert bool(written[270:300, 100:200].any())  # of the second, in its lower one; the third finds no place
+    written[100:130, 100:200] = written[270:300, 100:200] = False
+    assert not bool(written.any())
+    few = draw_instances(
+        image, boxes=small[-5:], **{key: value if key == "names" else value[:5] for key, value in words.items()}
+    )
+    assert int((few != draw_instances(image, boxes=small[-5:], colors=words["colors"][:5])).any(0).sum()) > 100
 
 
 def test_skeletons_draw_only_what_is_seen() -> None:

@@ -7,15 +7,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes
 
 from delineate.data.sample import IGNORE
+from delineate.report.boxes import draw_boxes
 from delineate.report.canvas import (
     PAPER,
     as_labels,
     blend,
     check_size,
-    font_file,
     font_of,
     hatch,
     inner_edges,
@@ -102,8 +101,8 @@ def draw_instances(
 
     The objects come as `instance_map` (H, W) of ids (0 background, object n - 1 of `labels` where the id is n), or as `masks`,
     (N, H, W) bool or any iterable of (H, W) masks, which is read one by one so that the masks need never be in memory together;
-    both may be None. `boxes` (N, 4) xyxy in pixels are drawn with `names[label]` and score, where given. `color_by_class` gives
-    the objects of a class one colour.
+    both may be None. `boxes` (N, 4) xyxy in pixels are drawn with `names[label]` and score, where given (of more than 100 boxes,
+    where these fit into them). `color_by_class` gives the objects of a class one colour.
     """
     canvas = to_display(image)
     label_of = None if labels is None else [int(label) for label in labels]
@@ -116,7 +115,7 @@ def draw_instances(
     if boxes is not None and len(boxes):
         of_boxes = list(colors) if colors is not None else [_object_color(i, owners) for i in range(len(boxes))]
         tags = _tags(len(boxes), label_of, scores, names)
-        canvas = _draw_boxes(canvas, torch.as_tensor(boxes).float().cpu(), tags, of_boxes)
+        canvas = draw_boxes(canvas, torch.as_tensor(boxes).float().cpu(), tags, of_boxes)
     return canvas
 
 
@@ -251,32 +250,6 @@ def _tags(
         score = "" if scores is None else f"{float(scores[index]):.2f}"
         tags.append(f"{name} {score}".strip())
     return tags
-
-
-def _draw_boxes(canvas: Tensor, boxes: Tensor, tags: list[str] | None, colors: list[Color]) -> Tensor:
-    size = max(10, min(canvas.shape[1:]) // 32)
-    return draw_bounding_boxes(
-        canvas,
-        _proper(boxes),
-        labels=tags,
-        colors=colors,  # pyright: ignore[reportArgumentType]  (list is invariant; torchvision means a sequence)
-        width=line_width(canvas),
-        font=None if tags is None else str(font_file()),
-        font_size=None if tags is None else size,
-        label_colors=None if tags is None else ["black" if _is_light(color) else "white" for color in colors],
-        label_background_colors=None if tags is None else colors,  # pyright: ignore[reportArgumentType]
-        fill_labels=tags is not None,
-    )
-
-
-def _proper(boxes: Tensor) -> Tensor:
-    """Boxes with their corners in order, as torchvision demands."""
-    first, second = boxes[:, :2], boxes[:, 2:]
-    return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], 1)
-
-
-def _is_light(color: Color) -> bool:
-    return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
 
 
 def _draw_legend(canvas: Tensor, entries: Sequence[tuple[str, Color]]) -> None:
