@@ -175,6 +175,19 @@ def test_a_classifier_starts_a_network(name: str, source: str | None, arch: str,
         import_checkpoint(path, source, num_classes=2)
 
 
+@pytest.mark.parametrize("name", ["resnet50d", "wide_resnet50_2"])
+def test_other_encoders_of_timm(name: str) -> None:
+    with torch.device("meta"):
+        state = timm.create_model(name, num_classes=0).state_dict()
+    (guess,) = recognise(state)
+    assert guess.archs[-1] == f"unet_{name}"
+    with torch.device("cpu" if name.endswith("d") else "meta"):
+        ours = dl.create_model("unet", 2, encoder=name)
+    room = "encoder.net." if name.endswith("d") else "encoder."
+    names = {key.removeprefix(room): x.shape for key, x in ours.state_dict().items() if key.startswith(room)}
+    assert names == {key: x.shape for key, x in state.items()}
+
+
 def test_no_file_is_of_two_libraries_but_a_classifier() -> None:
     with torch.device("meta"):
         segmentation = torchvision.models.segmentation
