@@ -39,6 +39,7 @@ from delineate.predict.panoptic_scores import relabelled
 from delineate.report.overlay import draw_instances, draw_stuff, to_display
 from delineate.train import train
 from delineate.train.build import prepare_dataset
+from delineate.train.instance_rules import choose_sampling
 from delineate.train.instance_task import InstanceTask
 from delineate.train.optim import build_optimizer
 from delineate.train.planner import format_of
@@ -231,6 +232,8 @@ class TestTargets:
 
     def test_a_crowd_does_not_make_a_class_present(self, dataset: Dataset) -> None:
         assert make_set(dataset).presence().tolist() == [[True, True], [True, False], [False, True], [False, False]]
+        reason = choose_sampling(dataset.splits["train"], dataset.classes)[2]["data.sampling"]
+        assert reason == "no class is in far fewer pictures than the others"
 
     def test_what_is_pasted_is_a_thing(self, dataset: Dataset) -> None:
         pictures = make_set(dataset, copy_paste=1.0)

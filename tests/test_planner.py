@@ -451,6 +451,8 @@ def test_rare_classes_are_drawn_more_often() -> None:
     sampling, threshold, reasons = instance_rules.choose_sampling(records(2), "abc")
     assert (sampling, threshold) == ("repeat_factor", 0.1)
     assert "'c' is in 2.00% of the pictures" in reasons["data.sampling"]
+    sampling, _, reasons = instance_rules.choose_sampling([Record("painted", Path("x"))], "abc")
+    assert (sampling, "not counted" in reasons["data.sampling"]) == ("even", True)
 
 
 @pytest.mark.usefixtures("untimed")

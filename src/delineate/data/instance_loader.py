@@ -19,6 +19,7 @@ from delineate.data.intensity import normalize, to_color
 from delineate.data.jitter import RandomResize
 from delineate.data.load import load_sample
 from delineate.data.loader import PatchLoader, PictureSet, Prepared, load_pictures
+from delineate.data.objects import listed_labels
 from delineate.data.sample import Sample
 from delineate.data.samplers import Draw
 from delineate.data.transforms import change_colours
@@ -53,14 +54,14 @@ class InstanceSet(PictureSet):
         """Whether picture n shows class k, (N, K) bool; reads label pictures where there are no annotations."""
         presence = np.zeros((len(self), len(self.dataset.classes)), np.bool_)
         for row, record in zip(presence, self.records, strict=True):
-            row[self._labels(record)] = True
+            row[[label for label in self._labels(record) if label < len(row)]] = True  # those from there on are stuff
         return presence
 
     def _labels(self, record: Record) -> list[int]:
-        if record.instances is not None:
-            return [instance.label for instance in record.instances if not instance.crowd]
-        sample = load_sample(self.dataset, record, ("boxes",))
-        return [] if sample.labels is None or sample.crowd is None else sample.labels[~sample.crowd].tolist()
+        if (listed := listed_labels(record)) is not None:
+            return listed
+        labels = load_sample(self.dataset, record, ("boxes",)).labels
+        return [] if labels is None else labels.tolist()
 
     def _load(self, record: Record) -> Sample:
         keypoints = self.conventions.keypoints is not None

@@ -27,6 +27,18 @@ def has_background(dataset: Dataset) -> bool:
     return dataset.kind == "semantic" and bool(dataset.classes) and dataset.classes[0].lower() in BACKGROUND_NAMES
 
 
+def listed_labels(record: Record) -> list[int] | None:
+    """Return the class of each object but crowds, as its annotation lists them; None where only the pixels tell.
+
+    Kinds of stuff are among those of a panoptic picture, behind the classes.
+    """
+    if record.instances is not None:
+        return [instance.label for instance in record.instances if not instance.crowd]
+    if record.label_map is None or record.label_map.segments is None:
+        return None
+    return record.label_map.segments.labels[~record.label_map.segments.crowd].tolist()
+
+
 def record_objects(dataset: Dataset, record: Record) -> tuple[Instance, ...] | None:
     """Return the objects of a picture with their outlines; None where it has no truth.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from delineate.config import AugmentConfig, OptimizerConfig, ResizeConfig
 from delineate.data.dataset import Dataset, Record
+from delineate.data.objects import listed_labels
 from delineate.data.stats import DatasetStatistics
 from delineate.train.instance_truth import without_outline
 from delineate.train.rules import Orientation, Reasons, ema_decay, warmup
@@ -108,9 +109,11 @@ def choose_augmentation(
 
 def choose_sampling(records: Sequence[Record], classes: Sequence[str]) -> tuple[Sampling, float, Reasons]:
     """How pictures are drawn, and the share of the pictures from which a class counts as rare: a tenth of the median class'."""
-    pictures = [{i.label for i in record.instances if not i.crowd} for record in records if record.instances is not None]
+    pictures = [set(labels) for record in records if (labels := listed_labels(record)) is not None]
+    if not pictures:
+        return "even", 1e-3, {"data.sampling": "the classes of a picture are painted, not listed, and were not counted"}
     counts = [sum(label in labels for labels in pictures) for label in range(len(classes))]
-    shares = sorted(count / len(pictures) for count in counts if count) if pictures else []
+    shares = sorted(count / len(pictures) for count in counts if count)
     if len(shares) < 2 or shares[0] >= 0.1 * shares[len(shares) // 2]:
         return "even", 1e-3, {"data.sampling": "no class is in far fewer pictures than the others"}
     threshold, rare = 0.1 * shares[len(shares) // 2], classes[counts.index(min(c for c in counts if c))]
