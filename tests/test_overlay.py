@@ -294,3 +294,19 @@ def test_bands_of_a_large_picture_leave_no_seam() -> None:
     expected = torch.where(where, (0.75 * canvas.double() + 0.25 * color.double()).round(), canvas.double())
     blend(canvas, where, color, 0.25)
     assert torch.equal(canvas.double(), expected)
+
+
+def test_lines_leave_small_objects_of_large_pictures_visible() -> None:
+    image = gradient(1400, 1400)  # lines are 4 pixels wide
+    ids = np.zeros((1400, 1400), dtype=np.int32)
+    for n, left in enumerate(range(0, 1400, 40)):
+        ids[100:116, left : left + 16] = n + 1
+    box = [0.0, 100.0, 15.0, 115.0]
+    drawings = (
+        draw_instances(image, instance_map=ids, alpha=0),
+        draw_instances(image, masks=[ids == 1], alpha=0),
+        draw_instances(image, boxes=torch.tensor([box])),
+    )
+    for drawn in drawings:
+        assert torch.equal(drawn[:, 102:114, 2:14], image[:, 102:114, 2:14])
+        assert not torch.equal(drawn[:, 100, 2:14], image[:, 100, 2:14])

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes
 
-from delineate.report.canvas import font_of, line_width
+from delineate.report.canvas import font_of, outline_width
 from delineate.report.palette import Color
 
 MANY = 100
@@ -24,29 +23,33 @@ Rectangle = tuple[int, int, int, int]  # x0, y0, x1, y1
 def draw_boxes(canvas: Tensor, boxes: Tensor, tags: list[str] | None, colors: list[Color]) -> Tensor:
     """Draw boxes (N, 4) xyxy over (3, H, W) uint8, each with its tag in its upper left corner."""
     boxes = _proper(boxes)
-    drawn = draw_bounding_boxes(
-        canvas,
-        boxes,
-        colors=colors,  # pyright: ignore[reportArgumentType]  (list is invariant; torchvision means a sequence)
-        width=line_width(canvas),
-    )
-    return drawn if tags is None else _draw_tags(drawn, boxes, tags, colors)
-
-
-def _draw_tags(canvas: Tensor, boxes: Tensor, tags: list[str], colors: list[Color]) -> Tensor:
-    """Write the tags, those of the largest boxes first."""
-    height, width = canvas.shape[1:]
     picture = Image.fromarray(canvas.permute(1, 2, 0).contiguous().numpy())
-    pen, taken = ImageDraw.Draw(picture), np.zeros((-(-height // CELL), -(-width // CELL)), dtype=bool)
-    largest, many = max(SMALLEST, min(height, width) // 32), len(tags) > MANY
+    pen, spans = ImageDraw.Draw(picture), boxes[:, 2:] - boxes[:, :2]
+    lines = [outline_width(canvas, extent) for extent in spans.amin(1).tolist()]
+    for box, color, line in zip(boxes.long().tolist(), colors, lines, strict=True):
+        pen.rectangle(box, outline=color, width=line)
+    if tags is not None:
+        _write_tags(pen, boxes, tags, colors, lines, (canvas.shape[1], canvas.shape[2]))
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).contiguous()
+
+
+def _write_tags(
+    pen: ImageDraw.ImageDraw,
+    boxes: Tensor,
+    tags: list[str],
+    colors: list[Color],
+    lines: list[int],
+    size: tuple[int, int],
+) -> None:
+    """Write the tags into a picture of `size`, those of the largest boxes first."""
+    taken = np.zeros((-(-size[0] // CELL), -(-size[1] // CELL)), dtype=bool)
+    largest, many = max(SMALLEST, min(size) // 32), len(tags) > MANY
     spans = boxes[:, 2:] - boxes[:, :2]
     for index in spans.prod(1).argsort(descending=True, stable=True).tolist():
-        size = int(min(largest, max(SMALLEST, float(spans[index, 1]) / 4)))
-        font = font_of(size)
-        wide = round(font.getlength(tags[index])) + size // 2
+        points, wide = _fit_tag(tags[index], spans[index].tolist(), largest)
         if many and wide > float(spans[index, 0]):
             continue
-        places = _places(boxes[index].tolist(), wide, round(1.3 * size), (height, width), line_width(canvas))
+        places = _places(boxes[index].tolist(), wide, round(1.3 * points), size, lines[index])
         free = [place for place in places if not _cells(taken, place).any()]
         if many and not free:
             continue
@@ -54,8 +57,20 @@ def _draw_tags(canvas: Tensor, boxes: Tensor, tags: list[str], colors: list[Colo
         _cells(taken, place)[:] = True
         pen.rectangle((x0, y0, x1 - 1, y1 - 1), fill=colors[index])
         ink = "black" if _is_light(colors[index]) else "white"
-        pen.text((x0 + size // 4, (y0 + y1) / 2), tags[index], fill=ink, font=font, anchor="lm")
-    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).contiguous()
+        pen.text((x0 + points // 4, (y0 + y1) / 2), tags[index], fill=ink, font=font_of(points), anchor="lm")
+
+
+def _fit_tag(tag: str, span: Sequence[float], largest: int) -> tuple[int, int]:
+    """Height of the letters and width of a tag that fits into a box of `span` (width, height), if it can be read then."""
+    points = int(min(largest, max(SMALLEST, span[1] / 4)))
+    if (wide := _tag_width(tag, points)) > span[0]:
+        points = max(SMALLEST, int(points * span[0] / wide))
+        wide = _tag_width(tag, points)
+    return points, wide
+
+
+def _tag_width(tag: str, points: int) -> int:
+    return round(font_of(points).getlength(tag)) + points // 2
 
 
 def _places(box: Sequence[float], wide: int, high: int, size: tuple[int, int], line: int) -> list[Rectangle]:
@@ -71,7 +86,7 @@ def _cells(taken: np.ndarray, place: Rectangle) -> np.ndarray:
 
 
 def _proper(boxes: Tensor) -> Tensor:
-    """Boxes with their corners in order, as torchvision demands."""
+    """Boxes with their corners in order."""
     first, second = boxes[:, :2], boxes[:, 2:]
     return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], 1)
 

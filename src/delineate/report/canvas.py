@@ -68,6 +68,11 @@ def line_width(canvas: Tensor) -> int:
     return max(1, round(min(canvas.shape[1:]) / 350))
 
 
+def outline_width(canvas: Tensor, extent: float) -> int:
+    """Of the line around something that is `extent` pixels wide: it must leave the thing visible."""
+    return max(1, min(line_width(canvas), round(extent / 12)))
+
+
 def blend(canvas: Tensor, where: Tensor, color: Tensor, alpha: float) -> None:
     """Lay `color`, broadcast to (3, H, W), over the pixels of `canvas` that the (H, W) bool `where` marks, in place."""
     if alpha <= 0 or not where.any():

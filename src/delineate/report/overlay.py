@@ -19,6 +19,7 @@ from delineate.report.canvas import (
     hatch,
     inner_edges,
     line_width,
+    outline_width,
     plane,
     resize,
     row_bands,
@@ -101,8 +102,8 @@ def draw_instances(
 
     The objects come as `instance_map` (H, W) of ids (0 background, object n - 1 of `labels` where the id is n), or as `masks`,
     (N, H, W) bool or any iterable of (H, W) masks, which is read one by one so that the masks need never be in memory together;
-    both may be None. `boxes` (N, 4) xyxy in pixels are drawn with `names[label]` and score, where given (of more than 100 boxes,
-    where these fit into them). `color_by_class` gives the objects of a class one colour.
+    both may be None. `boxes` (N, 4) xyxy in pixels are drawn with `names[label]` and score, where given (of over 100 where
+    these fit into them). `color_by_class` gives the objects of a class one colour.
     """
     canvas = to_display(image)
     label_of = None if labels is None else [int(label) for label in labels]
@@ -211,7 +212,8 @@ def _as_color(row: Tensor) -> Color:
 
 def _tint_map(canvas: Tensor, ids: Tensor, owners: Sequence[int] | None, alpha: float, outlines: bool) -> None:
     check_size(canvas, ids, "instance_map")
-    width = line_width(canvas)
+    sample = ids[::4, ::4]
+    width = outline_width(canvas, 4 * float((sample > 0).sum() / max(1, len(sample.unique()) - 1)) ** 0.5)
     for rows in row_bands(canvas):
         first = max(0, rows.start - width)  # outlines depend on rows around
         near, inside = ids[first : rows.stop + width], slice(rows.start - first, rows.stop - first)
@@ -229,7 +231,8 @@ def _tint_mask(canvas: Tensor, mask: Tensor, color: Color, alpha: float, outline
     rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
     if not len(rows):
         return
-    width = line_width(canvas)  # work in the mask's own window: a picture may hold thousands of small objects
+    width = outline_width(canvas, min(len(rows), len(columns)))
+    # Work in the mask's own window: a picture may hold thousands of small objects.
     top, bottom = max(0, int(rows[0]) - width), int(rows[-1]) + 1 + width
     left, right = max(0, int(columns[0]) - width), int(columns[-1]) + 1 + width
     window, part = canvas[:, top:bottom, left:right], mask[top:bottom, left:right]
