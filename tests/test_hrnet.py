@@ -117,3 +117,8 @@ def test_unknown_upsampling_is_refused() -> None:
         create_model("hrnet_w18_small", 3, width=2, upsample="cubic")
     with pytest.raises(ConfigError, match="encoder 'resnet18' has no option 'upsample'"):
         create_model("mask_rcnn_resnet50_fpn", 3, encoder="resnet18", upsample="bilinear")
+
+
+def test_dilation_is_refused() -> None:
+    with pytest.raises(ConfigError, match="encoder 'hrnet_w18' cannot keep its last maps large; take output_stride=32"):
+        create_model("deeplabv3_resnet50", 3, encoder="hrnet_w18")

@@ -78,6 +78,8 @@ def named_encoder(
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
     known = inspect.signature(OWN_ENCODERS[name]).parameters
+    if "dilate" in options and "dilate" not in known:
+        raise ConfigError(f"encoder '{name}' cannot keep its last maps large; take output_stride=32, or a ResNet or ResNeSt")
     for option, value in options.items():
         if option not in known:
             raise ConfigError(f"encoder '{name}' has no option '{option}' (here {value!r}); leave it away")
