@@ -512,3 +512,18 @@ def test_statistics_of_real_data_give_the_known_choices(real_data: Path, name: s
     inputs, _ = rules.choose_input(statistics)
     assert inputs.normalization == ("fixed" if name.startswith("isbi") else "image")
     assert not rules.find_orientation(dataset, statistics, dataset.splits["train"]).upright
+
+
+def test_options_that_are_asked_for_are_planned_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_blobs_dataset(tmp_path / "data", 4, 48)
+    timed = []
+    monkeypatch.setattr(StepProbe, "seconds", lambda probe, batch: timed.append(probe.config.model.options) or 0.1)
+    inside: dict[str, Any] = {"model": "unet", "options": {"width": 4, "depth": 3}, "channels": 8}
+    for model, options in (("hmsa", inside), ("unet", {"width": 5, "norm": "batch"}), ("unet", {"encoder": "resnet18"})):
+        proposal = small_plan(data, model=model, options=options)
+        chosen = proposal.config.model.options
+        assert chosen | options == chosen
+        assert timed == [chosen]
+        assert all(proposal.reasons[f"model.options.{option}"] == "as asked" for option in options)
+        assert ("depth" in chosen) == ("width" in options)
+        timed.clear()

@@ -252,14 +252,17 @@ def _planned(
     from delineate.config import build_config
     from delineate.data import open_dataset
     from delineate.train.planner import plan as make_plan
+    from delineate.train.start import is_weights
 
-    build_config({}, {"data.path": data} | changed, source="flags")  # a wrong one is told now, not after the plan
-    dataset = open_dataset(data, format)
-    proposal = make_plan(dataset, path=data, device=device or "auto", minutes=minutes, model=model)
+    # A wrong flag is told now, not after the plan is made.
+    asked = build_config({}, {"data.path": data} | changed, source="flags").model
+    dataset, model = open_dataset(data, format), model or changed.get("model.name")
+    proposal = make_plan(dataset, path=data, device=device or "auto", minutes=minutes, model=model, options=asked.options)
     if not quiet:
         proposal.print()
-        if asked := [f"{key} {value}" for key, value in changed.items() if not key.startswith("data.")]:
-            print(f"instead, as asked for: {', '.join(asked)}")
+        planned = ("data.",) if asked.weights or is_weights(model or "") else ("data.", "model.name", "model.options.")
+        if instead := [f"{key} {value}" for key, value in changed.items() if not key.startswith(planned)]:
+            print(f"instead, as asked for: {', '.join(instead)}")
     return proposal, build_config(proposal.config.model_dump(mode="json"), changed, source="flags")
 
 

@@ -65,6 +65,7 @@ def _choices(
     options, why_options = (
         (start.model.options, {}) if given else instance_rules.choose_options(dataset, statistics, resize, defaults)
     )
+    options = options | start.model.options  # what was asked for
     orientation = rules.find_orientation(dataset, statistics, dataset.splits["train"])
     masks = bool(defaults.get("masks")) and options.get("masks", True)
     augment, why_augment = instance_rules.choose_augmentation(statistics, resize, orientation, fast=machine.fast, masks=masks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,16 +81,17 @@ def plan(
     device: str = "auto",
     minutes: float | None = None,
     model: str | None = None,
+    options: Mapping[str, Any] | None = None,
     memory: int | None = None,
 ) -> Plan:
     """Propose model, patch, batch, augmentation, loss and schedule for `dataset` on this machine.
 
     `path`: what `dataset` was opened from (default: its folder). `device` as in `pick_device`. `minutes`: length of the
     training (default: 15 on a CPU; on a GPU 250 epochs, however long). `model`: a name of the zoo (default: "unet", for data of
-    keypoints "keypoint_rcnn_resnet50_fpn"), or a file of weights to start from, whose network and input are kept. `memory`:
-    bytes that are free on the device (default: measured). A few training steps are timed (under about 20 s); all else depends
-    on the training pictures alone. Raises `DataError` for data without outlines or with a single picture, `ConfigError` for an
-    unknown device or model, or where no picture fits in memory.
+    keypoints "keypoint_rcnn_resnet50_fpn"), or a file of weights to start from, whose network and input are kept. `options`:
+    of the network of the zoo, to be kept. `memory`: bytes that are free on the device (default: measured). A few training
+    steps are timed (under about 20 s); all else depends on the training pictures alone. Raises `DataError` for data without
+    outlines or with a single picture, `ConfigError` for an unknown device or model, or where no picture fits in memory.
     """
     if minutes is not None and not 0 < minutes < math.inf:
         raise ConfigError(f"minutes is {minutes}; give a length above 0, such as --minutes 15")
@@ -99,7 +101,7 @@ def plan(
     free = available_memory(torch_device) if memory is None else memory
     machine = Machine(torch_device, pick_precision("auto", torch_device), free, _cores())
     path, model = Path(path or dataset.root), model or ("keypoint_rcnn_resnet50_fpn" if dataset.kind == "keypoint" else "unet")
-    given = ModelConfig(weights=Path(model)) if is_weights(model) else ModelConfig(name=model)
+    given = ModelConfig(weights=Path(model)) if is_weights(model) else ModelConfig(name=model, options=dict(options or {}))
     start = adopt(TrainConfig(data=DataConfig(path=path), model=given))
     if finds_objects(start.model.name):
         from delineate.train.instance_planner import plan_instances
@@ -113,7 +115,7 @@ def plan(
     config, sized = _fit(config, statistics, machine)
     if minutes is None and not machine.fast:
         minutes = CPU_MINUTES
-    config, pace, width = _choose_width(config, dataset, statistics, machine, minutes)
+    config, pace, width = _choose_width(config, dataset, statistics, machine, minutes, start.model.options)
     config, scheduled, notes = schedule(config, statistics, pace, machine, minutes)
     optimizer, optimized = rules.choose_optimizer(start.model.name, config.batch, config.epochs * (config.steps_per_epoch or 1))
     config, reasons = with_changes(config, optimizer=optimizer), reasons | sized | width | optimized | scheduled
@@ -139,18 +141,19 @@ def _choices(
     outputs, why_outputs = (start.model.outputs, {}) if given else rules.choose_outputs(statistics, model)
     patch = rules.choose_patch(statistics, fast=machine.fast)
     options: dict[str, Any] = start.model.options
-    if model == "unet" and not given:
+    if model == "unet" and not given and options.get("encoder", "plain") == "plain":
         depth, why_depth = rules.choose_depth(patch, fast=machine.fast)
-        options = {"width": 32, "depth": depth, "norm": "instance"}
+        options = {"width": 32, "depth": depth, "norm": "instance"} | options
         reasons["model.options.depth"] = why_depth
         reasons["model.options.norm"] = (
             "a few unlike pictures a batch: each is normalised by itself, in training as in prediction"
         )
-        reasons["augment.patch"] = rules.reason_for_patch(statistics, patch, 2 ** (depth - 1))
+        reasons["augment.patch"] = rules.reason_for_patch(statistics, patch, 2 ** (options["depth"] - 1))
     elif model == "unet_original":
         side = 572 if machine.fast else 380
         patch = (side, side)
         reasons["augment.patch"] = f"valid convolutions take 16 k + 60 pixels: {side} in, {side - 184} out"
+    reasons |= {} if given else {f"model.options.{option}": "as asked" for option in start.model.options}
     orientation = rules.find_orientation(dataset, statistics, dataset.splits["train"])
     augment, why_augment = rules.choose_augmentation(statistics, patch, orientation)
     loss, why_loss = rules.choose_loss(statistics, outputs, model)
@@ -210,9 +213,17 @@ def _wanted_batch(config: TrainConfig, statistics: DatasetStatistics, machine: M
 
 
 def _choose_width(
-    config: TrainConfig, dataset: Dataset, statistics: DatasetStatistics, machine: Machine, minutes: float | None
+    config: TrainConfig,
+    dataset: Dataset,
+    statistics: DatasetStatistics,
+    machine: Machine,
+    minutes: float | None,
+    asked: Mapping[str, Any],
 ) -> tuple[TrainConfig, Pace, rules.Reasons]:
-    """Measure the pace of one or more widths of `unet`, and take the widest that still makes enough steps in the time."""
+    """Measure the pace of one or more widths of `unet`, and take the widest that still makes enough steps in the time.
+
+    `asked`: options of the network that are not to be chosen.
+    """
     pictures = TrainingSet(dataset, dataset.splits["train"], config, conventions_of(config), train=True)
     patches = patch_time(pictures)
 
@@ -224,7 +235,7 @@ def _choose_width(
         validation = step / 3 * validated / trained  # the forward pass is about a third of a step
         return Pace(step, patches, validation, machine.cores, shared=machine.device.type == "cpu")
 
-    if config.model.name != "unet" or config.model.weights is not None:
+    if config.model.name != "unet" or config.model.weights is not None or not asked.keys().isdisjoint(("width", "encoder")):
         return config, pace_of(config), {}
     if machine.fast or minutes is None:
         why = "wide enough for hundreds of epochs"
