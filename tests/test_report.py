@@ -321,3 +321,10 @@ def test_settings_of_an_older_config_are_left_out() -> None:
     assert describe_settings({"seed": 3, "deterministic": True}, {}) == [
         {"setting": "Chance", "value": "seed 3, bit-identical repeats", "because": ""}
     ]
+
+
+def test_a_reason_of_two_settings_is_given_once() -> None:
+    config = {"model": {"name": "hmsa", "options": {"model": "unet", "channels": 8}, "outputs": "classes"}}
+    reasons = {"model.name": "as asked", "model.options.model": "as asked", "model.options.channels": "as asked"}
+    (row,) = describe_settings(config, {"config": config, "reasons": reasons})
+    assert row["because"] == "As asked."

@@ -25,7 +25,7 @@ def describe_settings(config: Config, plan: Config, *, finds_objects: bool = Fal
         value = _described(describe, config)
         if not value:
             continue
-        because = " ".join(reasons[setting])
+        because = " ".join(dict.fromkeys(reasons[setting]))
         former = _described(describe, proposed)
         if former and former != value:
             because = f"Set by you; the plan proposed {former}."
