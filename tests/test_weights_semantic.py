@@ -139,6 +139,14 @@ def test_what_is_not_read_of_smp(network: str, options: Any, message: str) -> No
         guess.importer.convert(theirs.state_dict(), guess.archs[0], None)
 
 
+def test_an_encoder_of_timm_that_has_the_name_of_ours_is_not_read() -> None:
+    with torch.device("meta"):
+        theirs: Any = smp.Unet("tu-hrnet_w18", encoder_weights=None, classes=3)
+    (guess,) = recognise(theirs.state_dict())
+    with pytest.raises(ConfigError, match=r"the tensors are not those of our hrnet_w18 .* this unet is not read"):
+        guess.importer.convert(theirs.state_dict(), "unet", None, encoder="tu-hrnet_w18")
+
+
 def test_a_file_of_torchvisions_fcn(tmp_path: Path) -> None:
     theirs: Any = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=21)
     ours: Any = import_checkpoint(save(theirs.state_dict(), tmp_path))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from delineate.errors import ConfigError
-from delineate.models.backbones.named import named_encoder
+from delineate.models.backbones.named import OWN_ENCODERS, named_encoder
 from delineate.weights.conventions import Conventions
 from delineate.weights.encoders import count_input_channels, recognise_encoder, room
 from delineate.weights.importer import Imported, Importer, Rule, State, ambiguous, rename
@@ -137,7 +137,12 @@ def choose_encoder(state: State, head: str, recognised: str, said: str | None) -
         )
     if said is None:
         raise ambiguous("encoder", "it is one of timm's, and the tensors do not say which", "NAME, where smp has tu-NAME")
-    return said.removeprefix("tu-")
+    name = said.removeprefix("tu-")
+    if name in OWN_ENCODERS:
+        raise ConfigError(
+            f"the tensors are not those of our {name} (smp takes other maps of timm's HRNet); this {head} is not read"
+        )
+    return name
 
 
 def dilation_of(encoder: str, prefix: str) -> str:
