@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from delineate.config import (
+    DataConfig,
     LossTerm,
     ResizeConfig,
+    TrainConfig,
     load_config,
 )
 from delineate.data import make_blobs_dataset, open_dataset, split_dataset
@@ -29,8 +31,8 @@ from delineate.losses import build_loss
 from delineate.train import instance_rules, rules
 from delineate.train.memory import StepMemory, cgroup_memory_left, saved_bytes
 from delineate.train.plan import Plan, show
-from delineate.train.planner import plan
-from delineate.train.probe import InstanceProbe, StepProbe
+from delineate.train.planner import FEW_STEPS, Machine, Pace, plan, schedule
+from delineate.train.probe import InstanceProbe, PatchTime, StepProbe
 from delineate.weights import Conventions
 
 STATISTICS = DatasetStatistics(
@@ -231,7 +233,7 @@ def test_control_group_limits(tmp_path: Path) -> None:
 _PEAK = """
 import sys, torch
 from delineate.config import *
-from delineate.train.probe import InstanceProbe, StepProbe
+from delineate.train.probe import InstanceProbe, PatchTime, StepProbe
 torch.set_num_threads(1)
 config = TrainConfig(
     data=DataConfig(path="x"), input=InputConfig(color="gray", mean=(0.5,), std=(0.2,)), optimizer=OptimizerConfig(ema=None),
@@ -347,6 +349,15 @@ def test_more_minutes_more_steps(tmp_path: Path) -> None:
     data = make_blobs_dataset(tmp_path / "data", 4, 32)
     short, long = (small_plan(data, minutes=minutes).config for minutes in (0.05, 5))
     assert short.epochs * (short.steps_per_epoch or 0) < long.epochs * (long.steps_per_epoch or 0)
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(1.0, False), (20.0, True)])
+def test_too_few_steps_are_said(seconds: float, told: bool) -> None:
+    machine = Machine(torch.device("cpu"), "fp32", 1 << 30, 2)
+    pace = Pace(seconds, PatchTime(0.01, 0.01, cached=True), 1.0, cores=2, shared=True)
+    config, _, notes = schedule(TrainConfig(data=DataConfig(path=Path("data"))), STATISTICS, pace, machine, 15.0)
+    assert (config.epochs * (config.steps_per_epoch or 0) < FEW_STEPS) == told
+    assert any("steps teach little; give more time (--minutes)" in note for note in notes) == told
 
 
 @pytest.mark.usefixtures("untimed")

@@ -31,6 +31,7 @@ CPU_MINUTES = 15.0
 GPU_EPOCHS = 250
 CPU_WIDTHS = (16, 24, 32)
 ENOUGH_STEPS = 800  # a wider network is taken if this many steps still fit
+FEW_STEPS = 100  # with fewer, a network from random weights has hardly begun to learn
 TRAINING_SHARE = 0.9  # of the time; the rest is for the final evaluation and the report
 VALIDATION_SHARE = 0.12  # of the training time, at most
 MEMORY_SHARE = 0.6  # of what is free; a quarter is for pictures in the loaders' memory
@@ -281,8 +282,13 @@ def schedule(
     )
     reasons["workers"] = f"{machine.cores} cores; a patch takes {1e3 * pace.patches.each:.0f} ms of one"
     seconds = epochs * (steps * step + pace.validation)
-    notes = (f"about {seconds / 60:.0f} minutes on {machine.name}",)
-    return with_changes(config, epochs=epochs, steps_per_epoch=steps), reasons, notes
+    notes = [f"about {seconds / 60:.0f} minutes on {machine.name}"]
+    if epochs * steps < FEW_STEPS:
+        notes.append(
+            f"warning: {epochs * steps} steps teach little; give more time (--minutes), or choose a smaller network or "
+            "narrower layers (model.options)"
+        )
+    return with_changes(config, epochs=epochs, steps_per_epoch=steps), reasons, tuple(notes)
 
 
 def _warnings(statistics: DatasetStatistics) -> tuple[str, ...]:
