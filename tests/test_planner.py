@@ -357,7 +357,7 @@ def test_too_few_steps_are_said(seconds: float, told: bool) -> None:
     pace = Pace(seconds, PatchTime(0.01, 0.01, cached=True), 1.0, cores=2, shared=True)
     config, _, notes = schedule(TrainConfig(data=DataConfig(path=Path("data"))), STATISTICS, pace, machine, 15.0)
     assert (config.epochs * (config.steps_per_epoch or 0) < FEW_STEPS) == told
-    assert any("steps teach little; give more time (--minutes)" in note for note in notes) == told
+    assert any("steps will not teach much; give more time (--minutes)" in note for note in notes) == told
 
 
 @pytest.mark.usefixtures("untimed")

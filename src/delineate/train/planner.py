@@ -283,10 +283,10 @@ def schedule(
     reasons["workers"] = f"{machine.cores} cores; a patch takes {1e3 * pace.patches.each:.0f} ms of one"
     seconds = epochs * (steps * step + pace.validation)
     notes = [f"about {seconds / 60:.0f} minutes on {machine.name}"]
-    if epochs * steps < FEW_STEPS:
+    if (total := epochs * steps) < FEW_STEPS:
         notes.append(
-            f"warning: {epochs * steps} steps teach little; give more time (--minutes), or choose a smaller network or "
-            "narrower layers (model.options)"
+            f"warning: {total} step{'s' * (total > 1)} will not teach much; give more time (--minutes), or choose a smaller "
+            "network or narrower layers (model.options)"
         )
     return with_changes(config, epochs=epochs, steps_per_epoch=steps), reasons, tuple(notes)
 
