@@ -246,6 +246,12 @@ def test_any_size_can_be_drawn(size: tuple[int, int]) -> None:
     assert side_by_side(panels, ["one", "two", "three"]).dtype == torch.uint8
 
 
+def test_captions_that_are_too_wide_become_smaller_before_they_are_cut() -> None:
+    panel = torch.zeros(3, 300, 260, dtype=torch.uint8)
+    first, second = (side_by_side([panel], [f"errors: blue missed, orange invented, {end}"], height=300) for end in ("a", "b"))
+    assert not torch.equal(first, second)
+
+
 def test_side_by_side_scales_to_one_height() -> None:
     small, large = gradient(32, 64), gradient(400, 300)
     row = side_by_side([small, large], height=320)

@@ -35,7 +35,7 @@ from delineate.report.overlay import (
 
 PREVIEWS = 8
 PREVIEW_HEIGHT = 512
-_ERRORS = "errors: blue missed, orange invented"
+_ERRORS = "errors: blue missed, orange invented, purple another class"
 
 
 def draw_previews(

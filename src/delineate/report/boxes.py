@@ -9,12 +9,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from delineate.report.canvas import font_of, outline_width
+from delineate.report.canvas import SMALLEST, font_of, outline_width
 from delineate.report.palette import Color
 
 MANY = 100
 """Among more boxes than this only those have a tag that are wider than it, where it hides no other."""
-SMALLEST = 10  # pixels of a line that can be read
 CELL = 4  # pixels; where tags lie is remembered this finely
 
 Rectangle = tuple[int, int, int, int]  # x0, y0, x1, y1

@@ -17,6 +17,7 @@ from delineate.report.palette import IGNORED, Color
 
 PAPER = torch.tensor([24, 25, 28], dtype=torch.uint8)[:, None, None]  # behind captions: looks right on light and dark pages
 INK: Color = (240, 240, 240)
+SMALLEST = 10  # pixels of a line that can be read
 
 
 def to_display(image: Tensor | np.ndarray) -> Tensor:
@@ -135,12 +136,15 @@ def font_of(size: int) -> ImageFont.FreeTypeFont:
 
 
 def write_line(canvas: Tensor, text: str, left: int, top: int, width: int, size: int) -> None:
-    """Write one line into `canvas` in place, shortened to `width` pixels."""
-    font = font_of(size)
+    """Write one line into `canvas` in place; letters become smaller, then fewer, until it is no wider than `width` pixels."""
+    points = size
+    while points > SMALLEST and font_of(points).getlength(text) > width:
+        points -= 1
+    font = font_of(points)
     while text and font.getlength(text) > width:
         text = text[:-2] + "…" if len(text) > 2 else ""
     below = min(canvas.shape[1], top + round(1.4 * size))
     region = canvas[:, top:below, left : left + width]
     picture = Image.fromarray(region.permute(1, 2, 0).contiguous().numpy())
-    ImageDraw.Draw(picture).text((0, 0), text, fill=INK, font=font)
+    ImageDraw.Draw(picture).text((0, (size - points) // 2), text, fill=INK, font=font)
     region.copy_(torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1))

@@ -157,7 +157,7 @@ def side_by_side(
 
     All are resized to `height` pixels (by default that of the highest; small ones are enlarged to 256, so that captions can be
     read). Four or more wide pictures are laid out in two rows, unless `columns` says how many stand in one. A caption that is
-    too wide for its picture is shortened.
+    too wide for its picture has smaller letters, and is shortened if that is not enough.
     """
     shown = [to_display(panel) for panel in panels]
     if not shown:
