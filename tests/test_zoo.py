@@ -192,6 +192,8 @@ def _gradients(run: Any, model: nn.Module, x: Tensor) -> list[Tensor]:
         ("unet", {"upsample": 3}, "option 'upsample' is 3, expected a name"),
         ("unet", {"deep_supervision": "yes"}, "option 'deep_supervision' is 'yes', expected true or false"),
         ("unet", {"decoder_channels": [8, 8]}, "decoder_channels has 2 numbers ([8, 8]), encoder 'plain' needs 4"),
+        ("unet", {"encoder_depth": 4}, "encoder_depth is 4, which encoder 'plain' cannot have; a ResNet of ours has 2 to 5"),
+        ("unet", {"encoder": "resnet18", "encoder_depth": 6}, "encoder_depth is 6, which encoder 'resnet18' cannot have"),
         ("unet", {"decoder_channels": [8, 0]}, "option 'decoder_channels' is [8, 0], expected a list of whole numbers"),
         ("unet", {"encoder": "resnet43"}, "; did you mean 'resnet34'?"),
         (

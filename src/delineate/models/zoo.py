@@ -56,7 +56,7 @@ def unet(
         in_channels: 1 for grey pictures, 3 for RGB.
         encoder: "plain", two convolutions a level, "resnet34", "resnest50" and the like of ours, or any network of timm that
             returns feature maps.
-        encoder_depth: how often our encoders (but the plain one) halve the picture: with 4 they lack their last stage.
+        encoder_depth: how often a ResNet or ResNeSt of ours halves the picture: with 4 it lacks its last stage.
         width: channels of the plain encoder's first level; each level has twice those of the one before.
         depth: levels of the plain encoder.
         max_width: most channels of a level of the plain encoder.
@@ -78,6 +78,7 @@ def unet(
     if encoder == "plain":
         levels = _plain_levels(width, depth, max_width, pretrained)
         body = PlainEncoder(in_channels, levels, norm=make_norm, activation=make_activation)
+        _shorten(body, encoder, encoder_depth)
         initialize(body, slope)
         widths, head_size = decoder_channels or levels[-2::-1], 1
     else:
@@ -104,7 +105,9 @@ def _shorten(body: nn.Module, name: str, depth: int) -> None:
     if depth == 5:
         return
     if not isinstance(body, ResNet) or not 2 <= depth < 5:
-        raise ConfigError(f"encoder_depth is {depth}, but encoder '{name}' cannot; a ResNet of ours can have 2, 3, 4 or 5")
+        raise ConfigError(
+            f"encoder_depth is {depth}, which encoder '{name}' cannot have; a ResNet of ours has 2 to 5, the plain one 'depth'"
+        )
     for _ in range(5 - depth):
         body.take_last()
 
