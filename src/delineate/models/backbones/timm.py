@@ -78,8 +78,8 @@ def load_timm_weights(encoder: nn.Module, name: str, in_channels: int) -> None:
 def _open_basic_blocks(net: nn.Module) -> None:
     """Let the branches of ResNet's blocks of two convolutions count from the start, as in ours.
 
-    timm begins with scales of 0 in the last normalisation of each branch. Bottlenecks learn better from there (see `resnet`);
-    these blocks are slowed down in short trainings (U-Net on CHASE after 250 steps: mean IoU 0.759, without 0.774).
+    timm begins with scales of 0 in the last normalisation of each branch. Bottlenecks learn better from there, these blocks are
+    slowed down in short trainings (benchmarks/README.md; U-Net on CHASE after 250 steps: mean IoU 0.759, without 0.774).
     """
     from timm.models.resnet import BasicBlock
 
